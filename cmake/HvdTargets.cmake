@@ -1,0 +1,50 @@
+# How the targets of this project are made: one static library per layer, modules opened at run time, and tests.
+
+add_library(hvd_build_flags INTERFACE)
+target_compile_options(hvd_build_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -fvisibility=hidden
+  # Quote-only, so that <torch/...> can only mean PyTorch.
+  -iquote ${PROJECT_SOURCE_DIR})
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # g++ 12 warns of overlaps in std::string's operator+ that are not there (GCC bug 105651, mended in 13).
+  target_compile_options(hvd_build_flags INTERFACE -Wno-restrict)
+endif()
+if(HVD_WERROR)
+  target_compile_options(hvd_build_flags INTERFACE -Werror)
+endif()
+if(HVD_SANITIZE)
+  target_compile_options(hvd_build_flags INTERFACE
+    -fsanitize=${HVD_SANITIZE} -fno-omit-frame-pointer -g)
+  target_link_options(hvd_build_flags INTERFACE -fsanitize=${HVD_SANITIZE})
+  if(HVD_SANITIZE STREQUAL "address")
+    target_compile_options(hvd_build_flags INTERFACE -fsanitize=undefined -fno-sanitize-recover=undefined)
+    target_link_options(hvd_build_flags INTERFACE -fsanitize=undefined)
+  endif()
+endif()
+
+# hvd_add_library(NAME SOURCES a.cc b.cc DEPS hvd::other): a layer, linked into libhorovod_cpp.so and into tests.
+function(hvd_add_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(hvd_${name} STATIC ${ARG_SOURCES})
+  add_library(hvd::${name} ALIAS hvd_${name})
+  target_link_libraries(hvd_${name} PRIVATE hvd_build_flags PUBLIC hvd::public_headers ${ARG_DEPS})
+endfunction()
+
+# hvd_add_module(NAME SOURCES ... DEPS ...): a shared object that the library opens with dlopen when it needs it.
+function(hvd_add_module name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} MODULE ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE hvd_build_flags ${ARG_DEPS})
+endfunction()
+
+# hvd_add_test(NAME SOURCES ... DEPS ... [TIMEOUT seconds] [LABELS ...]): one GoogleTest program, one ctest entry.
+function(hvd_add_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE hvd_build_flags ${ARG_DEPS} GTest::gtest GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()

@@ -1,0 +1,55 @@
+// The one fault hook: every point where a message or a segment passes asks it. Always compiled, off by default.
+// Called under the Turn of the rank that it belongs to.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include <horovod_cpp/status.h>
+
+namespace hvd {
+
+enum class FaultPoint : std::uint8_t { kControlSend, kControlReceive, kSegmentSend, kSegmentReceive };
+
+enum class FaultAction : std::uint8_t {
+  kPass,     ///< nothing happens
+  kDrop,     ///< the message vanishes; a transfer stays pending until it is cancelled
+  kCorrupt,  ///< one bit of a control message flips
+  kFail,     ///< a transfer ends with an error
+};
+
+class FaultHook {
+ public:
+  virtual ~FaultHook() = default;
+  virtual FaultAction at(FaultPoint point, int peer) = 0;
+};
+
+/// Faults from a text such as "kill@segment_send#17:rank=3,drop@control_receive#2": an action at the n-th passage
+/// (counted from 1) of a point, on one rank or on all. Actions: kill, stop, exit (of this process) and drop,
+/// corrupt, fail.
+class FaultPlan final : public FaultHook {
+ public:
+  /// The plan of `rank`; kInvalidArgument names the part of `text` that cannot be read.
+  static Result<std::unique_ptr<FaultPlan>> parse(std::string_view text, int rank);
+
+  FaultAction at(FaultPoint point, int peer) override;
+  bool empty() const { return rules_.empty(); }
+
+ private:
+  enum class Act : std::uint8_t { kKill, kStop, kExit, kDrop, kCorrupt, kFail };
+  struct Rule {
+    Act act;
+    FaultPoint point;
+    std::uint64_t passage;
+  };
+
+  static Result<Rule> parse_rule(std::string_view text);
+
+  std::vector<Rule> rules_;
+  std::array<std::uint64_t, 4> passages_{};
+};
+
+}  // namespace hvd

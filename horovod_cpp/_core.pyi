@@ -1,0 +1,115 @@
+"""The C ABI of libhorovod_cpp.so (``horovod_cpp/c_api.h``) for Python."""
+
+from collections.abc import Sequence
+
+class Error(RuntimeError):
+    """A failed call; ``code`` is its ``hvd_code``."""
+
+    code: int
+
+class ForkError(Error):
+    """A call in a child process of a rank."""
+
+OK: int
+INVALID_ARGUMENT: int
+PRECONDITION: int
+INTERNAL: int
+UNAVAILABLE: int
+
+ALLREDUCE: int
+ALLGATHER: int
+BROADCAST: int
+BARRIER: int
+
+UINT8: int
+INT8: int
+INT16: int
+INT32: int
+INT64: int
+FLOAT16: int
+FLOAT32: int
+FLOAT64: int
+BOOL: int
+BFLOAT16: int
+
+AVERAGE: int
+SUM: int
+ADASUM: int
+MIN: int
+MAX: int
+PRODUCT: int
+
+class Topology:
+    """Place of this rank in the job."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def local_rank(self) -> int: ...
+    @property
+    def local_size(self) -> int: ...
+    @property
+    def cross_rank(self) -> int: ...
+    @property
+    def cross_size(self) -> int: ...
+    @property
+    def is_homogeneous(self) -> bool: ...
+    @property
+    def mpi_enabled(self) -> bool: ...
+    @property
+    def mpi_threads_supported(self) -> bool: ...
+
+class Handle:
+    """An operation that was handed over."""
+
+    def wait(self) -> None:
+        """Block until done; raise on error. Ctrl-C ends the wait, not the operation."""
+
+    def poll(self) -> bool:
+        """True when done, be it well or with an error."""
+
+    def to_dlpack(self) -> object:
+        """The output of an allgather that is done, once; takes the handle along."""
+
+def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int]) -> None:
+    """Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch."""
+
+def shutdown() -> None:
+    """End the job for all ranks. Blocks for about 2 s at most. Does nothing in a forked child."""
+
+def is_initialized() -> bool: ...
+def version() -> str: ...
+def mpi_built() -> bool: ...
+def topology() -> Topology: ...
+def process_set_add(ranks: Sequence[int]) -> int:
+    """Collective over all ranks; returns the id. Blocks."""
+
+def process_set_remove(id: int) -> None:
+    """Collective over all ranks. Blocks."""
+
+def process_set_ids() -> list[int]: ...
+def process_set_ranks(id: int) -> list[int]: ...
+def enqueue(
+    op: int,
+    dtype: int,
+    shape: Sequence[int],
+    input: int,
+    output: int,
+    name: str | None,
+    process_set: int,
+    reduce_op: int,
+    root_rank: int,
+    prescale: float,
+    postscale: float,
+    call_site_file: str | None,
+    call_site_line: int,
+    caller_waits: bool,
+    keep_alive: object,
+    /,
+) -> Handle:
+    """Hand a tensor over; see ``hvd_operation`` in c_api.h. Does not block."""
+
+def statistics() -> dict[str, int]:
+    """What happened so far on this rank; see ``hvd_statistics`` in c_api.h."""

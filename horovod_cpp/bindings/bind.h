@@ -1,0 +1,54 @@
+// What the bind_<area> functions share: how a failed call of the C ABI becomes a Python exception.
+// Everything here runs with the GIL held, unless it says otherwise.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <horovod_cpp/c_api.h>
+
+namespace hvd::bindings {
+
+/// A call of the C ABI that failed; Python sees `_core.Error` with the attribute `code`.
+class ApiError : public std::runtime_error {
+ public:
+  ApiError(int code, const std::string& text) : std::runtime_error(text), code_(code) {}
+  int code() const { return code_; }
+
+ private:
+  int code_;
+};
+
+/// A call in a child process of a rank; Python sees `_core.ForkError`, a subclass of `_core.Error`.
+class ForkError : public ApiError {
+ public:
+  using ApiError::ApiError;
+};
+
+/// Throws ApiError with the text of this thread's last failure, unless `code` is HVD_OK.
+void check(int code);
+
+/// True in a process that was forked from an initialised one. The engine's threads are not there, its locks may be
+/// held for ever: nothing of the C ABI may be called. Any thread, GIL or not.
+bool used_after_fork();
+
+/// Throws ForkError in such a process.
+void refuse_after_fork();
+
+/// Makes the exception types, and has forks noticed from now on.
+void bind_errors(pybind11::module_& module);
+void bind_lifecycle(pybind11::module_& module);
+void bind_process_sets(pybind11::module_& module);
+void bind_operations(pybind11::module_& module);
+void bind_statistics(pybind11::module_& module);
+
+/// A borrowed view of `ranks` for the C ABI.
+inline hvd_rank_list rank_list(const std::vector<std::int32_t>& ranks) {
+  return {ranks.data(), static_cast<std::int32_t>(ranks.size())};
+}
+
+}  // namespace hvd::bindings

@@ -1,0 +1,51 @@
+// Waits in slices so that Ctrl-C works, and gives engine memory to Python.
+// See handle.h.
+#include "horovod_cpp/bindings/handle.h"
+
+#include "horovod_cpp/bindings/dlpack.h"
+
+namespace py = pybind11;
+
+namespace hvd::bindings {
+namespace {
+
+constexpr std::int64_t kSliceNanoseconds = 50'000'000;
+
+}  // namespace
+
+Handle::~Handle() {
+  if (!used_after_fork()) hvd_handle_destroy(handle_);
+}
+
+void Handle::refuse_if_unusable() const {
+  refuse_after_fork();
+  if (handle_ == nullptr) throw py::value_error("the output of this handle was taken already");
+}
+
+void Handle::wait() {
+  refuse_if_unusable();
+  for (;;) {
+    int code = HVD_OK;
+    {
+      const py::gil_scoped_release without_gil;
+      code = hvd_handle_wait(handle_, kSliceNanoseconds);
+    }
+    if (code != HVD_DEADLINE_EXCEEDED) return check(code);
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+bool Handle::poll() const {
+  refuse_if_unusable();
+  return hvd_handle_poll(handle_) == 1;
+}
+
+py::capsule Handle::to_dlpack() {
+  refuse_if_unusable();
+  hvd_output output;
+  HVD_INIT_STRUCT(&output);
+  check(hvd_handle_output(handle_, &output));
+  return dlpack_capsule(std::exchange(handle_, nullptr), output, dtype_);
+}
+
+}  // namespace hvd::bindings

@@ -1,0 +1,1 @@
+"""What the Python packages of all frameworks share."""

@@ -1,0 +1,189 @@
+"""Lifecycle and topology, the same for all frameworks.
+
+Questions raise ValueError before `init`, as in Horovod; in a forked child they raise HorovodInternalError.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from horovod_cpp import _core
+from horovod_cpp.common import exceptions, process_sets
+from horovod_cpp.common.process_sets import ProcessSet
+
+
+def init(comm: Sequence[int] | Any = None, process_sets: Sequence[ProcessSet] | str | None = None) -> None:
+    """Join the ranks of the job. Blocks until all have met. A second call only binds `process_sets` again.
+
+    Args:
+        comm: global ranks of the launch that form the job; None: all.
+        process_sets: static process sets, equal on all ranks, which get the ids 1, 2, ... in this order;
+            "dynamic" allows `add_process_set` later, as HOROVOD_DYNAMIC_PROCESS_SETS=1 does.
+    Raises: ValueError for bad arguments, also for process sets given twice (the job is up then, with the different
+        ones); HorovodInitializationError if ranks are missing after HOROVOD_START_TIMEOUT seconds or differ in their
+        settings; RuntimeError if a library is missing.
+    """
+    sets = _static_process_sets(process_sets)
+    distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
+    try:
+        _core.init(distinct, _comm_ranks(comm))
+    except _core.ForkError as error:
+        raise exceptions.HorovodInternalError(str(error)) from None
+    except _core.Error as error:
+        raise exceptions.initialization_error(error) from None
+    _bind(sets)
+
+
+def _static_process_sets(argument: Sequence[ProcessSet] | str | None) -> list[ProcessSet]:
+    if isinstance(argument, str):
+        if argument.lower() != "dynamic":
+            raise ValueError(f"process_sets='{argument}': the only text that it may be is 'dynamic'")
+        os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+        return []
+    return [entry if isinstance(entry, ProcessSet) else ProcessSet(entry) for entry in argument or ()]
+
+
+def _comm_ranks(comm: Sequence[int] | Any) -> list[int]:
+    if hasattr(comm, "Get_group"):
+        raise ValueError("init(comm=...) takes a list of ranks; communicators of mpi4py are not supported")
+    return [] if comm is None else [int(rank) for rank in comm]
+
+
+def _bind(sets: list[ProcessSet]) -> None:
+    process_sets.bind_all(sets)
+    seen: set[tuple[int, ...]] = set()
+    for i, entry in enumerate(sets):
+        ranks = tuple(entry.ranks or ())
+        if ranks in seen:
+            raise ValueError(
+                f"Horovod could not be initialized because process_sets entry number {i} is a duplicate: {entry}"
+            )
+        seen.add(ranks)
+
+
+def shutdown() -> None:
+    """End the job for all ranks: operations in flight anywhere end with an error. Blocks for about 2 s at most.
+
+    Runs at exit, too. Does nothing before `init` and in a forked child. `init` may be called again afterwards.
+    """
+    try:
+        _core.shutdown()
+    except _core.Error as error:
+        raise exceptions.operation_error(error) from None
+    process_sets.unbind_all()
+
+
+atexit.register(shutdown)
+
+
+def is_initialized() -> bool:
+    """Whether `init` has been called and the job has not been shut down by this rank. Never raises."""
+    return _core.is_initialized()
+
+
+def topology() -> _core.Topology:
+    """Place of this rank in the job."""
+    try:
+        return _core.topology()
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None
+
+
+def rank() -> int:
+    """Global rank of this process, 0 .. size()-1."""
+    return topology().rank
+
+
+def size() -> int:
+    """Number of ranks of the job."""
+    return topology().size
+
+
+def local_rank() -> int:
+    """Index of this rank among the ranks of its host."""
+    return topology().local_rank
+
+
+def local_size() -> int:
+    """Number of ranks on this host."""
+    return topology().local_size
+
+
+def cross_rank() -> int:
+    """Index of this host among the hosts that have a rank with this local rank."""
+    return topology().cross_rank
+
+
+def cross_size() -> int:
+    """Number of hosts that have a rank with this local rank."""
+    return topology().cross_size
+
+
+def is_homogeneous() -> bool:
+    """Whether every host has as many ranks."""
+    return topology().is_homogeneous
+
+
+def mpi_threads_supported() -> bool:
+    """Whether MPI gave MPI_THREAD_MULTIPLE. ValueError where the job was not joined through MPI."""
+    here = topology()
+    if not here.mpi_enabled:
+        raise ValueError("mpi_threads_supported() has no answer: this job was not joined through MPI")
+    return here.mpi_threads_supported
+
+
+def mpi_enabled() -> bool:
+    """Whether the job was joined through MPI."""
+    return topology().mpi_enabled
+
+
+def gloo_enabled() -> bool:
+    """False: there is no Gloo here. Without MPI the ranks meet through a rendezvous of the library's own."""
+    topology()
+    return False
+
+
+def mpi_built() -> bool:
+    """Whether the MPI module was built with this package. Works before `init`, as all `_built` functions do."""
+    return _core.mpi_built()
+
+
+def gloo_built() -> bool:
+    """False: the library has transports of its own."""
+    return False
+
+
+def nccl_built() -> int:
+    """Version code of NCCL, an int as in Horovod; 0: not built."""
+    return 0
+
+
+def ddl_built() -> bool:
+    """False: IBM DDL is not supported."""
+    return False
+
+
+def ccl_built() -> bool:
+    """False: oneCCL is not supported."""
+    return False
+
+
+def cuda_built() -> bool:
+    """Whether CUDA tensors are supported."""
+    return False
+
+
+def rocm_built() -> bool:
+    """Whether ROCm tensors are supported."""
+    return False
+
+
+def statistics() -> dict[str, int]:
+    """Counters of this rank since `init`: operations, bytes, messages; see `hvd_statistics` in c_api.h."""
+    try:
+        return _core.statistics()
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None

@@ -1,0 +1,186 @@
+"""Process sets: the subsets of ranks that operations may run in.
+
+The library knows sets by id; a `ProcessSet` is bound to its id by `init` or `add_process_set`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from horovod_cpp import _core
+from horovod_cpp.common import exceptions
+
+DYNAMIC_OFF = (
+    "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization."
+)
+_bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
+
+
+class ProcessSet:
+    """A subset of the global ranks. The order in which they are given does not matter.
+
+    `process_set_id` is None until `init(process_sets=...)` or `add_process_set` registers the set.
+    """
+
+    process_set_id: int | None = None
+    ranks: list[int] | None = None
+    mpi_comm: Any = None
+
+    def __init__(self, ranks_or_comm: Sequence[int] | Any) -> None:
+        """Args: ranks_or_comm: global ranks (0 .. size-1). Raises: ValueError for repeated ranks or a communicator."""
+        if hasattr(ranks_or_comm, "Get_group"):
+            raise ValueError("ProcessSet takes a list of global ranks; communicators of mpi4py are not supported")
+        self.ranks = sorted(int(rank) for rank in ranks_or_comm)
+        if len(set(self.ranks)) != len(self.ranks):
+            raise ValueError(f"ProcessSet ranks {list(ranks_or_comm)} contain a rank twice")
+
+    def size(self) -> int | None:
+        """Number of ranks in the set; None if it is not registered. Raises ValueError before `init`."""
+        return None if self.process_set_id is None else len(registered_ranks(self.process_set_id))
+
+    def rank(self) -> int | None:
+        """Index of this process in the set; None if the set is not registered. ValueError outside the set.
+
+        Operations such as `broadcast` are not given this number but the global rank.
+        """
+        if self.process_set_id is None:
+            return None
+        ranks = registered_ranks(self.process_set_id)
+        own_rank = _core.topology().rank
+        if own_rank not in ranks:
+            raise ValueError(
+                f"Process is not part of provided process set. (rank {own_rank}, process set {self.process_set_id} "
+                f"has the ranks {ranks})"
+            )
+        return ranks.index(own_rank)
+
+    def included(self) -> bool | None:
+        """Whether this process is in the set; None if the set is not registered. Raises ValueError before `init`."""
+        return None if self.process_set_id is None else process_set_included(self.process_set_id)
+
+    def __str__(self) -> str:
+        return f"ProcessSet(process_set_id={self.process_set_id}, ranks={self.ranks}, mpi_comm={self.mpi_comm})"
+
+    __repr__ = __str__
+
+
+global_process_set = ProcessSet([])
+global_process_set.process_set_id = 0
+
+
+def registered_ranks(process_set_id: int) -> list[int]:
+    """The global ranks of a registered set in ascending order. Raises ValueError for an unknown id."""
+    try:
+        return _core.process_set_ranks(process_set_id)
+    except _core.Error as error:
+        if error.code == _core.INVALID_ARGUMENT:
+            raise ValueError(f"Process set does not exist or has not been registered. ({error})") from None
+        raise exceptions.query_error(error) from None
+
+
+def process_set_included(process_set_id: int = 0) -> bool:
+    """Whether this process is in the set with that id. Raises ValueError before `init` and for an unknown id."""
+    return registered_rank() in registered_ranks(process_set_id)
+
+
+def registered_rank() -> int:
+    """The global rank of this process. Raises ValueError before `init`."""
+    try:
+        return _core.topology().rank
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None
+
+
+def require_id(process_set: ProcessSet) -> int:
+    """The id of a registered set; ValueError for one that is not registered."""
+    process_set_id = process_set.process_set_id
+    if process_set_id is None:
+        raise ValueError(f"Process set provided does not exist, or has not been registered: {process_set}")
+    return process_set_id
+
+
+def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
+    """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have.
+
+    Raises: ValueError if such a set is registered already, for bad ranks, or if dynamic process sets are off;
+        HorovodInternalError if a rank is lost.
+    """
+    if not isinstance(process_set, ProcessSet):
+        process_set = ProcessSet(process_set)
+    if process_set.process_set_id is not None:
+        raise ValueError(f"{process_set} is registered already")
+    assert process_set.ranks is not None
+    try:
+        _bind(process_set, _core.process_set_add(process_set.ranks))
+    except _core.Error as error:
+        raise _change_error(error) from None
+    return process_set
+
+
+def remove_process_set(process_set: ProcessSet) -> bool:
+    """Take a set out after `init`. Collective over all ranks. Blocks until all have called.
+
+    Returns: True; False for a set that is not registered and for the global set, which stays.
+    Raises: ValueError if dynamic process sets are off; HorovodInternalError if a rank is lost.
+    """
+    if process_set.process_set_id is None or process_set.process_set_id == 0:
+        return False
+    try:
+        _core.process_set_remove(process_set.process_set_id)
+    except _core.Error as error:
+        if error.code == _core.INVALID_ARGUMENT:
+            return False
+        raise _change_error(error) from None
+    _unbind(process_set)
+    return True
+
+
+def _change_error(error: _core.Error) -> Exception:
+    if isinstance(error, _core.ForkError) or error.code not in (_core.INVALID_ARGUMENT, _core.PRECONDITION):
+        return exceptions.operation_error(error)
+    if error.code == _core.PRECONDITION:
+        return ValueError(DYNAMIC_OFF if _core.is_initialized() else exceptions.NOT_INITIALIZED)
+    return ValueError(str(error))
+
+
+def get_process_set_ids_and_ranks() -> dict[int, list[int]]:
+    """All registered sets, the global one included. Raises ValueError before `init`."""
+    try:
+        return {process_set_id: _core.process_set_ranks(process_set_id) for process_set_id in _core.process_set_ids()}
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None
+
+
+def bind_all(process_sets: Sequence[ProcessSet]) -> None:
+    """Give each set the id under which the library has its ranks, and the global set its ranks."""
+    known = get_process_set_ids_and_ranks()
+    ids = {tuple(ranks): process_set_id for process_set_id, ranks in known.items() if process_set_id != 0}
+    ids.setdefault(tuple(known[0]), 0)
+    global_process_set.ranks = known[0]
+    for process_set in process_sets:
+        process_set_id = ids.get(tuple(process_set.ranks or ()))
+        if process_set_id is None:
+            raise ValueError(
+                f"{process_set} is not registered: static process sets are made by the first hvd.init() only; "
+                "call hvd.add_process_set() with HOROVOD_DYNAMIC_PROCESS_SETS=1, or hvd.shutdown() before this"
+            )
+        _bind(process_set, process_set_id)
+
+
+def unbind_all() -> None:
+    """Forget all ids, which end with the job; the global set keeps its own."""
+    for process_set in list(_bound):
+        _unbind(process_set)
+    global_process_set.ranks = []
+
+
+def _bind(process_set: ProcessSet, process_set_id: int) -> None:
+    process_set.process_set_id = process_set_id
+    _bound.add(process_set)
+
+
+def _unbind(process_set: ProcessSet) -> None:
+    process_set.process_set_id = None
+    _bound.discard(process_set)

@@ -1,0 +1,122 @@
+#include "horovod_cpp/engine/agreement.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "common/rank_text.h"
+
+namespace hvd {
+namespace {
+
+// The requests of all set ranks, in their order; those that came as a cache id are recalled.
+std::vector<Request> requests_by_rank(const ReadinessTable::Pending& pending, const ResponseCache& cache) {
+  std::vector<Request> requests(static_cast<std::size_t>(pending.membership->size()));
+  for (const auto& [set_rank, request] : pending.full) requests[static_cast<std::size_t>(set_rank)] = request;
+  for (const auto& [id, set_ranks] : pending.cached) {
+    const ResponseCache::Entry& known = *cache.find(id);
+    const OpRule& rule = *find_op_rule(known.agreed.key.op);
+    for (const int set_rank : set_ranks) {
+      requests[static_cast<std::size_t>(set_rank)] = rule.recall(known.agreed, known.entry, set_rank);
+    }
+  }
+  return requests;
+}
+
+// "float32: ranks 0-2 (train.py:88)": a value, who said it, and where in their programs.
+std::string value_text(const std::string& value, const std::vector<int>& ranks, const std::set<std::string>& sites) {
+  std::string text = fmt::format("{}: {}", value, rank_text(ranks));
+  if (!sites.empty()) text += fmt::format(" ({})", fmt::join(sites, ", "));
+  return text;
+}
+
+struct Values {
+  struct Said {
+    std::string value;
+    std::vector<int> ranks;
+    std::set<std::string> sites;
+  };
+  std::vector<Said> said;  // in the order of the ranks that said it first
+
+  void add(std::string value, int rank, const std::string& site) {
+    auto place = std::find_if(said.begin(), said.end(), [&](const Said& one) { return one.value == value; });
+    if (place == said.end()) place = said.insert(said.end(), {std::move(value), {}, {}});
+    place->ranks.push_back(rank);
+    if (!site.empty()) place->sites.insert(site);
+  }
+};
+
+// Empty when all ranks agree.
+std::string disagreements(std::span<const Attribute> attributes, const std::vector<Request>& requests,
+                          const Membership& membership, const CallSiteText& call_site) {
+  std::string text;
+  for (const Attribute& attribute : attributes) {
+    const std::string first = attribute.text(requests.front());
+    const bool alike = std::all_of(requests.begin() + 1, requests.end(),
+                                   [&](const Request& request) { return attribute.text(request) == first; });
+    if (alike) continue;
+    Values values;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const int rank = membership.ranks[i];
+      values.add(attribute.text(requests[i]), rank, call_site(rank, requests[i].call_site));
+    }
+    text += fmt::format("{}mismatched {}:", text.empty() ? "" : "; ", attribute.name);
+    for (const Values::Said& said : values.said) {
+      text += fmt::format("{} {}", &said == &values.said.front() ? "" : ";",
+                          value_text(said.value, said.ranks, said.sites));
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+Response error_response(const OperationKey& key, StatusCode code, std::string text) {
+  Response response;
+  response.kind = Response::Kind::kError;
+  response.op = key.op;
+  response.process_set = key.process_set;
+  response.entries.push_back({key.name, {}, {}, 0});
+  response.error_code = code;
+  response.error = std::move(text);
+  return response;
+}
+
+Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending, const ResponseCache& cache,
+                const CallSiteText& call_site) {
+  Agreement agreement;
+  Response& response = agreement.response;
+  ResponseEntry entry;
+  if (pending.full.empty() && pending.cached.size() == 1) {
+    const ResponseCache::Entry& known = *cache.find(pending.cached.front().first);
+    agreement.repeated = known.id;
+    agreement.agreed = known.agreed;
+    entry = known.entry;
+  } else {
+    const std::vector<Request> requests = requests_by_rank(pending, cache);
+    const OpRule& rule = *find_op_rule(key.op);
+    const std::string differences = disagreements(rule.attributes, requests, *pending.membership, call_site);
+    if (!differences.empty()) {
+      response = error_response(key, StatusCode::kInvalidArgument,
+                                fmt::format("{} '{}': {}", name_of(key.op), key.name, differences));
+      return agreement;
+    }
+    std::vector<const Request*> pointers;
+    for (const Request& request : requests) pointers.push_back(&request);
+    agreement.agreed = requests.front();
+    entry = rule.entry(pointers);
+  }
+  const Request& agreed = agreement.agreed;
+  response.op = key.op;
+  response.process_set = key.process_set;
+  response.dtype = agreed.dtype;
+  response.reduce_op = agreed.reduce_op;
+  response.prescale = agreed.prescale;
+  response.postscale = agreed.postscale;
+  response.root_rank = agreed.root_rank;
+  response.entries.push_back(std::move(entry));
+  return agreement;
+}
+
+}  // namespace hvd

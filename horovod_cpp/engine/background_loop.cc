@@ -1,0 +1,135 @@
+#include "horovod_cpp/engine/background_loop.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "common/log.h"
+
+namespace hvd {
+namespace {
+
+// Looks that a spinning thread makes before it lets others run.
+constexpr int kLooksPerYield = 16;
+
+class Spinner {
+ public:
+  void pause() {
+    if (++looks_ % kLooksPerYield == 0) {
+      ::sched_yield();
+    } else {
+      __builtin_ia32_pause();
+    }
+  }
+
+ private:
+  int looks_ = 0;
+};
+
+}  // namespace
+
+BackgroundLoop::BackgroundLoop(Runtime& runtime, Poller& poller) : runtime_(runtime), poller_(poller) {
+  thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
+  ::pthread_setname_np(thread_.native_handle(), "hvd-background");
+}
+
+BackgroundLoop::~BackgroundLoop() {
+  thread_.request_stop();
+  poller_.wake();
+}
+
+void BackgroundLoop::run(const std::stop_token& stop) {
+  try {
+    while (!stop.stop_requested() && !runtime_.finished()) {
+      turn_.take();
+      const TimePoint deadline = work();
+      sleeps_until_.store(deadline);
+      asleep_.store(true);
+      // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here.
+      const bool may_sleep = !runtime_.finished() && runtime_.prepare_to_sleep();
+      turn_.give();
+      if (may_sleep && !stop.stop_requested()) {
+        poller_.wait(deadline);
+        wakeups_.fetch_add(1, std::memory_order_relaxed);
+      }
+      asleep_.store(false);
+    }
+  } catch (const std::exception& error) {
+    log::error("the background thread failed: {}", error.what());
+  }
+  ended_.complete({});
+}
+
+// Works until nothing moves any more, and while an answer of others is due, a little longer. Returns when to be back.
+TimePoint BackgroundLoop::work() {
+  runtime_.woken();
+  Spinner spinner;
+  TimePoint last_move = runtime_.clock().now();
+  while (!runtime_.finished()) {
+    if (runtime_.step()) {
+      last_move = runtime_.clock().now();
+      continue;
+    }
+    if (!runtime_.busy() || runtime_.clock().now() - last_move > runtime_.options().spin_time) break;
+    spinner.pause();
+  }
+  return runtime_.next_deadline();
+}
+
+void BackgroundLoop::notify() {
+  if (asleep_.load()) poller_.wake();
+}
+
+bool BackgroundLoop::wait(HandleState& handle, TimePoint deadline) {
+  if (handle.done()) return true;
+  if (turn_.try_take()) {
+    const bool done = drive(handle, deadline);
+    // What was left undone is the background thread's again. It sleeps with what it knew before: it must know of
+    // new work and of earlier deadlines.
+    const bool quiet = runtime_.prepare_to_sleep();
+    const TimePoint next = runtime_.next_deadline();
+    turn_.give();
+    if (!quiet || next < sleeps_until_.load()) poller_.wake();
+    if (done) return true;
+  } else {
+    notify();
+  }
+  return handle.wait_until(deadline);
+}
+
+bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {
+  runtime_.woken();
+  Spinner spinner;
+  TimePoint last_move = runtime_.clock().now();
+  while (!handle.done()) {
+    if (runtime_.step()) {
+      last_move = runtime_.clock().now();
+      continue;
+    }
+    const TimePoint now = runtime_.clock().now();
+    if (now - last_move > runtime_.options().spin_time || now > deadline || runtime_.finished()) break;
+    spinner.pause();
+  }
+  return handle.done();
+}
+
+void BackgroundLoop::shut_down() {
+  runtime_.request_shutdown();
+  poller_.wake();
+  const Duration most = 2 * Duration(runtime_.options().shutdown_timeout) + std::chrono::seconds(1);
+  ended_.wait_until(runtime_.clock().now() + most);
+}
+
+Duration BackgroundLoop::cpu_time() const {
+  clockid_t clock{};
+  timespec time{};
+  auto& thread = const_cast<std::jthread&>(thread_);
+  if (ended_.done() || ::pthread_getcpuclockid(thread.native_handle(), &clock) != 0) return Duration::zero();
+  if (::clock_gettime(clock, &time) != 0) return Duration::zero();
+  return std::chrono::seconds(time.tv_sec) + Duration(time.tv_nsec);
+}
+
+}  // namespace hvd

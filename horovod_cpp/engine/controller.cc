@@ -1,0 +1,265 @@
+#include "horovod_cpp/engine/controller.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace hvd {
+
+Controller::Controller(int rank, ProcessSetTable& sets, CoordinatorSettings settings) : rank_(rank), sets_(sets) {
+  if (rank == sets.everyone()->first()) coordinator_ = std::make_unique<Coordinator>(sets.everyone(), settings);
+}
+
+void Controller::add_process_set(ProcessSetId id, const std::vector<int>& ranks) {
+  sets_.add(id, ranks);
+  if (is_coordinator()) coordinator_->add_process_set(id, ranks);
+}
+
+Actions Controller::on_event(const Event& event, TimePoint now) {
+  std::visit([&](const auto& one) { handle(one, now); }, event);
+  if (is_coordinator()) distribute(now);
+  return std::exchange(actions_, {});
+}
+
+// ---- the worker --------------------------------------------------------------------------------------------------------
+
+void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
+  RequestsMessage message;
+  message.call_sites = event.call_sites;
+  for (const Request& request : event.requests) {
+    const MembershipRef membership = sets_.find(request.key.process_set);
+    const std::optional<int> index = membership ? membership->index_of(rank_) : std::nullopt;
+    const std::optional<CacheId> id = index ? cache_.id_for(request, *index) : std::nullopt;
+    if (id) {
+      ++cache_hits_;
+      sent_as_id_[*id] = request;
+      message.cached.push_back(*id);
+    } else {
+      sent_whole_[request.key] = request;
+      message.requests.push_back(request);
+    }
+  }
+  submit(std::move(message), now);
+}
+
+void Controller::submit(RequestsMessage message, TimePoint now) {
+  if (is_coordinator()) {
+    coordinator_->on_requests(rank_, std::move(message), now, outbox_);
+  } else if (!lost_.contains(coordinator_rank())) {
+    to_coordinator(message);
+  }
+}
+
+template <typename Message>
+void Controller::to_coordinator(const Message& message) {
+  actions_.messages.emplace_back(coordinator_rank(), encode(message));
+}
+
+void Controller::follow(ResponsesMessage message, TimePoint now) {
+  std::size_t place = 0;
+  for (Response& response : message.responses) {
+    bool known = true;
+    for (ResponseEntry& entry : response.entries) {
+      if (!complete_entry(response, entry, message.as_cache_id[place++])) known = false;
+    }
+    if (!known) {  // only a coordinator that breaks the rules sends an id that it never announced
+      lose_peer(coordinator_rank(), fmt::format("rank {} (coordinator) sent a response that cannot be understood",
+                                                coordinator_rank()));
+      return;
+    }
+    apply(response);
+    actions_.responses.push_back(std::move(response));
+  }
+  RequestsMessage again;
+  for (const CacheId id : message.evicted) {
+    cache_.forget(id);
+    const auto sent = sent_as_id_.find(id);
+    if (sent == sent_as_id_.end()) continue;
+    sent_whole_[sent->second.key] = sent->second;
+    again.requests.push_back(std::move(sent->second));
+    sent_as_id_.erase(sent);
+  }
+  if (!again.requests.empty()) submit(std::move(again), now);
+}
+
+// Fills in what travels as an id, and remembers what travels whole for the first time.
+bool Controller::complete_entry(const Response& response, ResponseEntry& entry, bool as_cache_id) {
+  if (as_cache_id) {
+    const ResponseCache::Entry* known = cache_.find(entry.cache_id);
+    if (known == nullptr) return false;
+    entry = known->entry;
+    cache_.touch(entry.cache_id);
+    sent_as_id_.erase(entry.cache_id);
+    return true;
+  }
+  const OperationKey key{response.process_set, response.op, entry.name};
+  const ResponseCache::Entry* replaced = cache_.find(key);
+  if (replaced != nullptr) sent_as_id_.erase(replaced->id);
+  sent_whole_.erase(key);
+  if (entry.cache_id != 0) {
+    Request agreed;
+    agreed.key = key;
+    agreed.dtype = response.dtype;
+    agreed.reduce_op = response.reduce_op;
+    agreed.prescale = response.prescale;
+    agreed.postscale = response.postscale;
+    agreed.root_rank = response.root_rank;
+    agreed.shape = entry.shape;
+    cache_.remember({entry.cache_id, std::move(agreed), entry});
+  }
+  return true;
+}
+
+void Controller::apply(const Response& response) {
+  if (response.kind == Response::Kind::kShutdown) {
+    ended_ = true;
+  } else if (response.kind == Response::Kind::kExecute && response.op == OpKind::kProcessSetAdd) {
+    std::vector<int> ranks;
+    for (const std::int64_t rank : response.entries.front().shape) ranks.push_back(static_cast<int>(rank));
+    sets_.add(response.new_process_set, ranks);
+    for (const int rank : lost_) {
+      if (sets_.find(response.new_process_set)->contains(rank)) {
+        sets_.fail_sets_with(rank, Status::internal(fmt::format("rank {} is lost", rank)));
+      }
+    }
+  } else if (response.kind == Response::Kind::kExecute && response.op == OpKind::kProcessSetRemove) {
+    sets_.remove(response.new_process_set);
+    cache_.forget_set(response.new_process_set);
+  }
+}
+
+void Controller::handle(const PeerLost& event, TimePoint /*now*/) {
+  lose_peer(event.rank, event.reason.text());
+}
+
+// Told by a transport or by the coordinator. Sets without that rank go on, as long as the coordinator is there.
+void Controller::lose_peer(int rank, const std::string& text) {
+  if (ended_ || rank == rank_ || !lost_.insert(rank).second) return;
+  const Status reason = Status::internal(text);
+  const bool coordinator = rank == coordinator_rank();
+  sets_.fail_sets_with(rank, reason);
+  for (const ProcessSetId id : coordinator ? sets_.ids() : sets_.ids_with(rank)) {
+    actions_.failed_sets.push_back({id, reason});
+    std::erase_if(sent_whole_, [&](const auto& sent) { return sent.first.process_set == id; });
+    std::erase_if(sent_as_id_, [&](const auto& sent) { return sent.second.key.process_set == id; });
+  }
+  if (is_coordinator()) {
+    coordinator_->on_peer_lost(rank, text, outbox_);
+  } else if (!coordinator) {
+    to_coordinator(PeerLostMessage{rank, text});
+  }
+}
+
+void Controller::handle(const ShutdownWanted& /*event*/, TimePoint /*now*/) {
+  if (ended_) return;
+  if (is_coordinator()) {
+    coordinator_->on_shutdown(rank_, outbox_);
+  } else if (lost_.contains(coordinator_rank())) {
+    ended_ = true;
+  } else {
+    actions_.messages.emplace_back(coordinator_rank(), encode_shutdown());
+  }
+}
+
+void Controller::handle(const CallEnded& event, TimePoint /*now*/) {
+  if (is_coordinator()) coordinator_->set_in_flight(event.in_flight);
+  // When the set itself has failed, the others have their own news of it.
+  if (event.status.ok() || !sets_.failure(event.process_set).ok() || ended_) return;
+  const CallFailedMessage message{event.process_set, event.call, event.status.text()};
+  if (is_coordinator()) {
+    coordinator_->on_call_failed(rank_, message, outbox_);
+  } else if (!lost_.contains(coordinator_rank())) {
+    to_coordinator(message);
+  }
+}
+
+void Controller::handle(const StallNoticed& event, TimePoint /*now*/) {
+  const StallQueryMessage query{event.keys};
+  if (is_coordinator()) {
+    actions_.stalls = coordinator_->on_stall_query(rank_, query).lines;
+  } else if (!lost_.contains(coordinator_rank())) {
+    to_coordinator(query);
+  }
+}
+
+void Controller::handle(const TimePassed& /*event*/, TimePoint /*now*/) {}
+
+// ---- messages ------------------------------------------------------------------------------------------------------------
+
+void Controller::handle(const MessageArrived& event, TimePoint now) {
+  const Status taken = take_message(event.peer, event.bytes, now);
+  if (!taken.ok()) lose_peer(event.peer, fmt::format("rank {} is lost: {}", event.peer, taken.text()));
+}
+
+Status Controller::take_message(int peer, std::span<const std::byte> bytes, TimePoint now) {
+  Result<MessageKind> kind = message_kind(bytes);
+  if (!kind) return kind.status();
+  const auto refuse = [&] { return Status::internal("it sent a message that is not meant for this rank"); };
+  switch (*kind) {
+    case MessageKind::kRequests: {
+      if (!is_coordinator()) return refuse();
+      Result<RequestsMessage> message = decode_requests(bytes);
+      if (!message) return message.status();
+      coordinator_->on_requests(peer, std::move(message).value(), now, outbox_);
+      return {};
+    }
+    case MessageKind::kResponses: {
+      if (peer != coordinator_rank()) return refuse();
+      Result<ResponsesMessage> message = decode_responses(bytes);
+      if (!message) return message.status();
+      follow(std::move(message).value(), now);
+      return {};
+    }
+    case MessageKind::kShutdown:
+      if (!is_coordinator()) return refuse();
+      coordinator_->on_shutdown(peer, outbox_);
+      return {};
+    case MessageKind::kPeerLost: {
+      Result<PeerLostMessage> message = decode_peer_lost(bytes);
+      if (!message) return message.status();
+      lose_peer(message->rank, message->text);
+      return {};
+    }
+    case MessageKind::kCallFailed: {
+      Result<CallFailedMessage> message = decode_call_failed(bytes);
+      if (!message) return message.status();
+      if (is_coordinator()) coordinator_->on_call_failed(peer, *message, outbox_);
+      actions_.failed_calls.push_back({message->process_set, message->call, Status::internal(message->text)});
+      return {};
+    }
+    case MessageKind::kStallQuery: {
+      if (!is_coordinator()) return refuse();
+      Result<StallQueryMessage> message = decode_stall_query(bytes);
+      if (!message) return message.status();
+      actions_.messages.emplace_back(peer, encode(coordinator_->on_stall_query(peer, *message)));
+      return {};
+    }
+    case MessageKind::kStallReport: {
+      Result<StallReportMessage> message = decode_stall_report(bytes);
+      if (!message) return message.status();
+      for (StallReportMessage::Line& line : message->lines) actions_.stalls.push_back(std::move(line));
+      return {};
+    }
+  }
+  return {};
+}
+
+// Sends the coordinator's answers; this rank's own part is followed at once.
+void Controller::distribute(TimePoint now) {
+  coordinator_->flush(now, outbox_);
+  while (!outbox_.responses.empty() || !outbox_.messages.empty()) {
+    Coordinator::Outbox out = std::exchange(outbox_, {});
+    for (auto& message : out.messages) {
+      if (message.first != rank_) actions_.messages.push_back(std::move(message));
+    }
+    for (auto& [rank, responses] : out.responses) {
+      if (rank != rank_) actions_.messages.emplace_back(rank, encode(responses));
+    }
+    const auto own = out.responses.find(rank_);
+    if (own != out.responses.end()) follow(std::move(own->second), now);
+    coordinator_->flush(now, outbox_);
+  }
+  actions_.look_again = coordinator_->next_deadline();
+}
+
+}  // namespace hvd

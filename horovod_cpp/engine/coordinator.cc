@@ -1,0 +1,245 @@
+#include "horovod_cpp/engine/coordinator.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "common/rank_text.h"
+
+namespace hvd {
+namespace {
+
+std::vector<int> without(const std::vector<int>& ranks, const std::set<int>& gone) {
+  std::vector<int> rest;
+  std::copy_if(ranks.begin(), ranks.end(), std::back_inserter(rest), [&](int rank) { return !gone.contains(rank); });
+  return rest;
+}
+
+std::vector<int> to_ranks(const Shape& shape) {
+  std::vector<int> ranks;
+  for (const std::int64_t rank : shape) ranks.push_back(static_cast<int>(rank));
+  return ranks;
+}
+
+}  // namespace
+
+Coordinator::Coordinator(MembershipRef everyone, CoordinatorSettings settings)
+    : everyone_(std::move(everyone)), settings_(settings), sets_(everyone_) {}
+
+std::string Coordinator::call_site_text(int rank, std::uint32_t call_site) const {
+  const auto found = call_sites_.find({rank, call_site});
+  return found == call_sites_.end() ? std::string() : found->second;
+}
+
+void Coordinator::on_requests(int rank, RequestsMessage message, TimePoint now, Outbox& out) {
+  for (CallSiteDefinition& site : message.call_sites) call_sites_[{rank, site.id}] = std::move(site.text);
+  for (Request& request : message.requests) take_request(rank, std::move(request), now, out);
+  for (const CacheId id : message.cached) take_cached(rank, id, now);
+}
+
+void Coordinator::take_request(int rank, Request request, TimePoint now, Outbox& out) {
+  if (ended_) return;
+  const OperationKey key = request.key;
+  const MembershipRef membership = sets_.find(key.process_set);
+  const std::optional<int> index = membership ? membership->index_of(rank) : std::nullopt;
+  if (!index || find_op_rule(key.op) == nullptr) {
+    send_to({rank},
+            error_response(key, StatusCode::kPrecondition,
+                           fmt::format("{} '{}': process set {} does not exist or rank {} is not in it",
+                                       name_of(key.op), key.name, key.process_set, rank)),
+            out);
+    return;
+  }
+  if (const Status& failure = sets_.failure(key.process_set); !failure.ok()) {
+    send_to({rank}, error_response(key, failure.code(), failure.text()), out);
+    return;
+  }
+  readiness_.add_full(membership, *index, std::move(request), now);
+  if (readiness_.find(key)->ready()) settle(key, now);
+}
+
+// An id that is not known here was forgotten while it was on its way: its sender will read that in the stream and
+// send the request in full.
+void Coordinator::take_cached(int rank, CacheId id, TimePoint now) {
+  const ResponseCache::Entry* known = cache_.find(id);
+  if (known == nullptr || ended_) return;
+  const OperationKey key = known->agreed.key;
+  const MembershipRef membership = sets_.find(key.process_set);
+  const std::optional<int> index = membership ? membership->index_of(rank) : std::nullopt;
+  if (!index || !sets_.failure(key.process_set).ok()) return;
+  readiness_.add_cached(membership, *index, key, id, now);
+  if (readiness_.find(key)->ready()) settle(key, now);
+}
+
+void Coordinator::settle(const OperationKey& key, TimePoint now) {
+  const ReadinessTable::Pending pending = readiness_.take(key);
+  Agreement agreement = agree(key, pending, cache_, [this](int rank, std::uint32_t site) {
+    return call_site_text(rank, site);
+  });
+  if (agreement.response.kind == Response::Kind::kExecute) {
+    settle_process_set(agreement.response, agreement.agreed);
+    remember(agreement);
+  }
+  ready_.push_back({std::move(agreement.response), now + settings_.company_time});
+}
+
+void Coordinator::settle_process_set(Response& response, const Request& agreed) {
+  if (response.op == OpKind::kProcessSetAdd) {
+    const std::vector<int> ranks = to_ranks(agreed.shape);
+    if (const std::optional<ProcessSetId> known = sets_.id_of(ranks)) {
+      response = error_response(agreed.key, StatusCode::kInvalidArgument,
+                                fmt::format("a process set with {} exists already: its id is {}", rank_text(ranks),
+                                            *known));
+      return;
+    }
+    response.new_process_set = sets_.next_id();
+    sets_.add(response.new_process_set, ranks);
+  } else if (response.op == OpKind::kProcessSetRemove) {
+    const auto id = static_cast<ProcessSetId>(agreed.shape.front());
+    if (sets_.find(id) == nullptr || !readiness_.waiting_in(id).empty()) {
+      response = error_response(agreed.key, StatusCode::kInvalidArgument,
+                                fmt::format("process set {} cannot be removed: it {}", id,
+                                            sets_.find(id) == nullptr ? "does not exist" : "has operations waiting"));
+      return;
+    }
+    response.new_process_set = id;
+    sets_.remove(id);
+    cache_.forget_set(id);
+  }
+}
+
+void Coordinator::remember(Agreement& agreement) {
+  if (agreement.repeated != 0) {
+    cache_.touch(agreement.repeated);
+    return;
+  }
+  const OpRule& rule = *find_op_rule(agreement.response.op);
+  if (!rule.cacheable || settings_.cache_capacity == 0 || agreement.response.kind != Response::Kind::kExecute) return;
+  ResponseEntry& entry = agreement.response.entries.front();
+  entry.cache_id = next_cache_id_++;
+  cache_.remember({entry.cache_id, agreement.agreed, entry});
+}
+
+// Forgets the oldest responses, but never one that somebody has asked for by its id.
+void Coordinator::make_room(Outbox& out) {
+  if (cache_.size() <= settings_.cache_capacity) return;
+  for (const CacheId id : cache_.oldest(cache_.size() - settings_.cache_capacity)) {
+    const ResponseCache::Entry& entry = *cache_.find(id);
+    if (readiness_.find(entry.agreed.key) != nullptr) continue;
+    const MembershipRef membership = sets_.find(entry.agreed.key.process_set);
+    for (const int rank : without(membership->ranks, lost_)) out.responses[rank].evicted.push_back(id);
+    cache_.forget(id);
+  }
+}
+
+bool Coordinator::company_is_over(TimePoint now) const {
+  if (in_flight_ == 0) return true;
+  return std::any_of(ready_.begin(), ready_.end(), [&](const Held& held) {
+    return held.until <= now || !may_fuse(held.response, settings_.fusion);
+  });
+}
+
+void Coordinator::flush(TimePoint now, Outbox& out) {
+  check_stalls(now, out);
+  if (!ready_.empty() && company_is_over(now)) {
+    std::vector<Response> agreed;
+    for (Held& held : std::exchange(ready_, {})) agreed.push_back(std::move(held.response));
+    for (Response& call : plan_fusion(std::move(agreed), settings_.fusion)) send(std::move(call), out);
+  }
+  make_room(out);
+}
+
+TimePoint Coordinator::next_deadline() const {
+  TimePoint next = kNever;
+  for (const Held& held : ready_) next = std::min(next, held.until);
+  return next;
+}
+
+void Coordinator::send(Response response, Outbox& out) {
+  // A set that was removed by this very response is addressed through the set that asked for it.
+  const MembershipRef membership = sets_.find(response.process_set);
+  if (!membership) return;
+  if (response.kind == Response::Kind::kExecute) response.call = calls_[response.process_set]++;
+  send_to(without(membership->ranks, lost_), response, out);
+}
+
+void Coordinator::send_to(const std::vector<int>& ranks, const Response& response, Outbox& out) {
+  for (const int rank : ranks) {
+    ResponsesMessage& message = out.responses[rank];
+    for (const ResponseEntry& entry : response.entries) {
+      const ResponseCache::Entry* known = entry.cache_id == 0 ? nullptr : cache_.find(entry.cache_id);
+      // The first time, the entry travels whole and is remembered from it; then its id is enough.
+      message.as_cache_id.push_back(known != nullptr && known->entry.cache_id == entry.cache_id && known->announced);
+    }
+    message.responses.push_back(response);
+  }
+  for (const ResponseEntry& entry : response.entries) {
+    if (entry.cache_id != 0) cache_.mark_announced(entry.cache_id);
+  }
+}
+
+void Coordinator::end_job(StatusCode code, const std::string& text, Outbox& out) {
+  if (std::exchange(ended_, true)) return;
+  Response response;
+  response.kind = Response::Kind::kShutdown;
+  response.error_code = code;
+  response.error = text;
+  send_to(without(everyone_->ranks, lost_), response, out);
+}
+
+void Coordinator::on_shutdown(int rank, Outbox& out) {
+  for (Held& held : std::exchange(ready_, {})) send(std::move(held.response), out);
+  end_job(StatusCode::kInternal,
+          fmt::format("Horovod has been shut down. Rank {} called shutdown() or ended while operations were waiting "
+                      "on other ranks; look for the first error in its output.",
+                      rank),
+          out);
+}
+
+void Coordinator::on_peer_lost(int rank, const std::string& reason, Outbox& out) {
+  if (!lost_.insert(rank).second) return;
+  const std::string text = reason.empty() ? fmt::format("rank {} is lost", rank) : reason;
+  sets_.fail_sets_with(rank, Status::internal(text));
+  const std::vector<std::byte> message = encode(PeerLostMessage{rank, text});
+  for (const int peer : without(everyone_->ranks, lost_)) out.messages.emplace_back(peer, message);
+  for (const ProcessSetId id : sets_.ids_with(rank)) {
+    for (const OperationKey& key : readiness_.waiting_in(id)) readiness_.take(key);
+    std::erase_if(ready_, [&](const Held& held) { return held.response.process_set == id; });
+  }
+}
+
+void Coordinator::on_call_failed(int rank, const CallFailedMessage& message, Outbox& out) {
+  const MembershipRef membership = sets_.find(message.process_set);
+  if (!membership) return;
+  const std::vector<std::byte> bytes = encode(message);
+  for (const int peer : without(membership->ranks, lost_)) {
+    if (peer != rank) out.messages.emplace_back(peer, bytes);
+  }
+}
+
+StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMessage& query) const {
+  StallReportMessage report;
+  for (const OperationKey& key : query.keys) {
+    const ReadinessTable::Pending* pending = readiness_.find(key);
+    if (pending == nullptr) continue;
+    const std::vector<int> missing = pending->missing();
+    report.lines.push_back({key, {missing.begin(), missing.end()}});
+  }
+  return report;
+}
+
+void Coordinator::check_stalls(TimePoint now, Outbox& out) {
+  if (settings_.stall_shutdown_time <= Duration::zero() || ended_) return;
+  const std::vector<OperationKey> stalled = readiness_.waiting_since_before(now - settings_.stall_shutdown_time);
+  if (stalled.empty()) return;
+  const OperationKey& first = stalled.front();
+  const std::vector<int> missing = readiness_.find(first)->missing();
+  end_job(StatusCode::kInternal,
+          fmt::format("{} '{}' has waited for {} for longer than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS; {} operation(s) "
+                      "were stalled and the job ends",
+                      name_of(first.op), first.name, rank_text(missing), stalled.size()),
+          out);
+}
+
+}  // namespace hvd

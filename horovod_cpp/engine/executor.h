@@ -1,0 +1,89 @@
+// Carries out responses: finds the tensors, starts each call as a coroutine, and ends its handles. Many calls are in
+// flight at once; they start in the agreed order. Runs under the Turn.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include <horovod_cpp/options.h>
+
+#include "common/loop/loop.h"
+#include "horovod_cpp/engine/control_plane.h"
+#include "horovod_cpp/engine/process_set_table.h"
+#include "horovod_cpp/engine/tensor_queue.h"
+#include "ops/collective_context.h"
+#include "ops/host_buffers.h"
+
+namespace hvd {
+
+struct ExecutorStatistics {
+  std::int64_t operations_done = 0;
+  std::int64_t operations_failed = 0;
+  std::int64_t bytes_reduced = 0;
+  std::int64_t collective_calls = 0;
+};
+
+class Executor {
+ public:
+  Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, const Options& options,
+           std::function<void(CallEnded)> on_call_ended);
+
+  /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
+  void carry_out(Response response);
+  /// Ends what is in flight, or waits to start, in a process set.
+  void fail_set(ProcessSetId process_set, const Status& reason);
+  /// Another member could not finish the call; it may not have started here yet.
+  void fail_call(const FailedCall& failed);
+  void fail_all(const Status& reason);
+  /// Ends entries that never became a call.
+  void end_entries(std::vector<TensorEntry> entries, const Status& reason);
+
+  int in_flight() const { return in_flight_; }
+  bool idle() const { return in_flight_ == 0 && queued_ == 0; }
+  const ExecutorStatistics& statistics() const { return statistics_; }
+
+ private:
+  // Everything that a call owns; transports keep it alive as long as they use its memory.
+  struct Call {
+    Response response;
+    MembershipRef membership;
+    std::vector<TensorEntry> entries;
+    std::shared_ptr<std::byte> fusion;
+    std::unique_ptr<CollectiveContext> context;
+    Priority priority = 0;
+  };
+  using CallRef = std::shared_ptr<Call>;
+  struct Lane {  // of one process set
+    std::map<std::uint64_t, CallRef> running;  // by call number
+    std::deque<CallRef> waiting;
+    std::map<std::uint64_t, Status> failed_early;
+  };
+
+  void start_what_may(Lane& lane);
+  void start(Lane& lane, CallRef call);
+  Task<void> run(CallRef call);
+  Task<Status> perform(CallRef call);
+  Task<Status> allreduce(CallRef call);
+  Task<Status> allgather(CallRef call);
+  Task<Status> broadcast(CallRef call);
+  void finish(CallRef call, const Status& status);
+  void end_entry(TensorEntry& entry, const Status& status);
+
+  Loop& loop_;
+  Fabric& fabric_;
+  const ProcessSetTable& sets_;
+  TensorQueue& queue_;
+  const Options& options_;
+  std::function<void(CallEnded)> on_call_ended_;
+  HostBufferPool buffers_;
+  std::map<ProcessSetId, Lane> lanes_;
+  Priority next_priority_ = 0;
+  int in_flight_ = 0;
+  int queued_ = 0;
+  ExecutorStatistics statistics_;
+};
+
+}  // namespace hvd

@@ -1,0 +1,62 @@
+// What a handle shares with the engine: the end of an operation, and its result. Waiters sleep on a condition.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "common/clock.h"
+#include "horovod_cpp/engine/request_response.h"
+
+namespace hvd {
+
+/// Result of an operation that allocates its output: engine memory, alive as long as somebody holds it.
+struct OperationOutput {
+  std::shared_ptr<std::byte> owned;  ///< allgather; nullptr where the caller gave the memory
+  std::byte* data = nullptr;
+  std::size_t bytes = 0;
+  Shape shape;
+  ProcessSetId process_set = 0;  ///< adding a process set
+};
+
+class HandleState {
+ public:
+  /// Any thread.
+  bool done() const { return done_.load(std::memory_order_acquire); }  // acquire: pairs with the store in complete()
+
+  /// Ends the operation, once. The holder of the Turn.
+  void complete(Status status) {
+    {
+      const std::lock_guard lock(mutex_);
+      status_ = std::move(status);
+      done_.store(true, std::memory_order_release);
+    }
+    condition_.notify_all();
+  }
+
+  /// Sleeps until the operation is done or `deadline` came; returns whether it is done. Any thread.
+  bool wait_until(TimePoint deadline) {
+    std::unique_lock lock(mutex_);
+    const auto is_done = [this] { return done_.load(std::memory_order_relaxed); };
+    if (deadline != kNever) return condition_.wait_until(lock, deadline, is_done);
+    condition_.wait(lock, is_done);
+    return true;
+  }
+
+  /// Once done, any thread.
+  const Status& status() const { return status_; }
+  OperationOutput& output() { return output_; }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  Status status_;
+  OperationOutput output_;
+};
+
+using HandleRef = std::shared_ptr<HandleState>;
+
+}  // namespace hvd

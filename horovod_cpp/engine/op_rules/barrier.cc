@@ -1,0 +1,13 @@
+#include "horovod_cpp/engine/op_rules/rules.h"
+
+namespace hvd {
+namespace {
+
+Status check(const Request& /*request*/, const Membership& /*membership*/) { return {}; }
+
+}  // namespace
+
+constinit const OpRule kBarrierRule{OpKind::kBarrier, /*fusible=*/false, /*cacheable=*/true, check, {},
+                          attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+
+}  // namespace hvd

@@ -1,0 +1,16 @@
+#include "horovod_cpp/engine/op_rules/rules.h"
+
+namespace hvd {
+namespace {
+
+constexpr std::array<const OpRule*, 6> kRules{&kAllreduceRule, &kAllgatherRule,     &kBroadcastRule,
+                                              &kBarrierRule,   &kProcessSetAddRule, &kProcessSetRemoveRule};
+
+}  // namespace
+
+const OpRule* find_op_rule(OpKind op) {
+  const auto index = static_cast<std::size_t>(op);
+  return index < kRules.size() ? kRules[index] : nullptr;
+}
+
+}  // namespace hvd

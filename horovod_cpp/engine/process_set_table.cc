@@ -1,0 +1,62 @@
+#include "horovod_cpp/engine/process_set_table.h"
+
+#include <utility>
+
+namespace hvd {
+
+ProcessSetTable::ProcessSetTable(MembershipRef everyone) { sets_[0] = {std::move(everyone), {}}; }
+
+MembershipRef ProcessSetTable::find(ProcessSetId id) const {
+  const auto found = sets_.find(id);
+  return found == sets_.end() ? nullptr : found->second.membership;
+}
+
+std::optional<ProcessSetId> ProcessSetTable::id_of(const std::vector<int>& ranks) const {
+  for (const auto& [id, set] : sets_) {
+    if (set.membership->ranks == ranks) return id;
+  }
+  return std::nullopt;
+}
+
+void ProcessSetTable::add(ProcessSetId id, const std::vector<int>& ranks) {
+  const Membership& all = *everyone();
+  auto members = std::make_shared<Membership>();
+  members->generation = all.generation;
+  members->ranks = ranks;
+  Status failure;
+  for (const int rank : ranks) {
+    members->hosts.push_back(all.hosts[static_cast<std::size_t>(*all.index_of(rank))]);
+  }
+  sets_[id] = {std::move(members), std::move(failure)};
+  next_id_ = std::max<ProcessSetId>(next_id_, static_cast<ProcessSetId>(id + 1));
+}
+
+void ProcessSetTable::remove(ProcessSetId id) { sets_.erase(id); }
+
+void ProcessSetTable::fail_sets_with(int rank, const Status& reason) {
+  for (auto& [id, set] : sets_) {
+    if (set.failure.ok() && set.membership->contains(rank)) set.failure = reason;
+  }
+}
+
+const Status& ProcessSetTable::failure(ProcessSetId id) const {
+  static const Status none;
+  const auto found = sets_.find(id);
+  return found == sets_.end() ? none : found->second.failure;
+}
+
+std::vector<ProcessSetId> ProcessSetTable::ids() const {
+  std::vector<ProcessSetId> all;
+  for (const auto& [id, set] : sets_) all.push_back(id);
+  return all;
+}
+
+std::vector<ProcessSetId> ProcessSetTable::ids_with(int rank) const {
+  std::vector<ProcessSetId> some;
+  for (const auto& [id, set] : sets_) {
+    if (set.membership->contains(rank)) some.push_back(id);
+  }
+  return some;
+}
+
+}  // namespace hvd

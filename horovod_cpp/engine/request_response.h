@@ -1,0 +1,162 @@
+// What ranks tell each other: a request says "I have tensor X ready", a response says what all do now.
+// Values and their bytes; any thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <horovod_cpp/data_type.h>
+#include <horovod_cpp/reduce_op.h>
+#include <horovod_cpp/status.h>
+
+namespace hvd {
+
+/// The first four equal hvd_op of the C ABI; the numbers are part of the wire format.
+enum class OpKind : std::uint8_t {
+  kAllreduce = 0,
+  kAllgather = 1,
+  kBroadcast = 2,
+  kBarrier = 3,
+  kProcessSetAdd = 4,
+  kProcessSetRemove = 5,
+};
+
+enum class MemoryKind : std::uint8_t { kHost = 0 };
+
+using ProcessSetId = std::uint16_t;
+using Shape = std::vector<std::int64_t>;
+
+/// Names an operation while it is negotiated.
+struct OperationKey {
+  ProcessSetId process_set = 0;
+  OpKind op = OpKind::kAllreduce;
+  std::string name;
+  auto operator<=>(const OperationKey&) const = default;
+};
+
+struct Request {
+  OperationKey key;
+  DataType dtype = DataType::kUint8;
+  ReduceOp reduce_op = ReduceOp::kSum;
+  double prescale = 1.0;
+  double postscale = 1.0;
+  std::int32_t root_rank = 0;  ///< broadcast: global rank
+  Shape shape;                 ///< process set operations: the ranks of the set
+  MemoryKind memory = MemoryKind::kHost;
+  std::uint32_t region = 0;  ///< memory that peers can name; 0: private memory
+  std::uint64_t offset = 0;  ///< within the region
+  std::uint32_t call_site = 0;  ///< interned "file:line"; 0: not known
+};
+
+/// Id of a remembered response; ids are never used twice in a job. 0: none.
+using CacheId = std::uint32_t;
+
+struct ResponseEntry {
+  std::string name;
+  Shape shape;                          ///< of every rank; allgather: of the first rank
+  std::vector<std::int64_t> first_dims;  ///< allgather: rows of each rank of the set
+  CacheId cache_id = 0;
+};
+
+struct Response {
+  enum class Kind : std::uint8_t { kExecute, kError, kShutdown };
+
+  Kind kind = Kind::kExecute;
+  OpKind op = OpKind::kAllreduce;
+  ProcessSetId process_set = 0;
+  DataType dtype = DataType::kUint8;
+  ReduceOp reduce_op = ReduceOp::kSum;
+  double prescale = 1.0;
+  double postscale = 1.0;
+  std::int32_t root_rank = 0;
+  std::uint64_t call = 0;  ///< number of the call within its process set; names the channel
+  ProcessSetId new_process_set = 0;
+  std::vector<ResponseEntry> entries;
+  StatusCode error_code = StatusCode::kOk;
+  std::string error;
+
+  Status status() const { return kind == Kind::kExecute ? Status() : Status(error_code, error); }
+};
+
+std::string_view name_of(OpKind op);
+std::string shape_text(const Shape& shape);
+/// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
+Result<std::int64_t> element_count(const Shape& shape);
+
+// ---- control messages ------------------------------------------------------------------------------------------------
+
+enum class MessageKind : std::uint8_t {
+  kRequests = 1,     ///< worker -> coordinator
+  kResponses = 2,    ///< coordinator -> worker
+  kShutdown = 3,     ///< worker -> coordinator: this rank ends the job
+  kPeerLost = 4,     ///< either way: a rank is gone
+  kCallFailed = 5,   ///< either way: a call failed on a rank
+  kStallQuery = 6,   ///< worker -> coordinator: who is missing?
+  kStallReport = 7,  ///< coordinator -> worker
+};
+
+struct CallSiteDefinition {
+  std::uint32_t id = 0;
+  std::string text;
+};
+
+struct RequestsMessage {
+  std::vector<CallSiteDefinition> call_sites;  ///< those that this message uses for the first time
+  std::vector<Request> requests;
+  std::vector<CacheId> cached;  ///< requests that equal a remembered response
+};
+
+struct ResponsesMessage {
+  std::vector<CacheId> evicted;  ///< forgotten after the responses; a request sent as one of them is sent again whole
+  std::vector<Response> responses;
+  /// Parallel to the entries of all responses: true where the entry travels as its cache id alone.
+  std::vector<bool> as_cache_id;
+};
+
+struct PeerLostMessage {
+  std::int32_t rank = -1;
+  std::string text;
+};
+
+struct CallFailedMessage {
+  ProcessSetId process_set = 0;
+  std::uint64_t call = 0;
+  std::string text;
+};
+
+struct StallQueryMessage {
+  std::vector<OperationKey> keys;
+};
+
+struct StallReportMessage {
+  struct Line {
+    OperationKey key;
+    std::vector<std::int64_t> missing;  ///< global ranks that have not asked for it
+  };
+  std::vector<Line> lines;
+};
+
+std::vector<std::byte> encode(const RequestsMessage& message);
+std::vector<std::byte> encode(const ResponsesMessage& message);
+std::vector<std::byte> encode(const PeerLostMessage& message);
+std::vector<std::byte> encode(const CallFailedMessage& message);
+std::vector<std::byte> encode(const StallQueryMessage& message);
+std::vector<std::byte> encode(const StallReportMessage& message);
+std::vector<std::byte> encode_shutdown();
+
+/// kInternal for an empty message or an unknown kind.
+Result<MessageKind> message_kind(std::span<const std::byte> message);
+
+/// Each takes a whole message; kInternal when the bytes are not one. Allocates at most in proportion to the bytes.
+Result<RequestsMessage> decode_requests(std::span<const std::byte> message);
+Result<ResponsesMessage> decode_responses(std::span<const std::byte> message);
+Result<PeerLostMessage> decode_peer_lost(std::span<const std::byte> message);
+Result<CallFailedMessage> decode_call_failed(std::span<const std::byte> message);
+Result<StallQueryMessage> decode_stall_query(std::span<const std::byte> message);
+Result<StallReportMessage> decode_stall_report(std::span<const std::byte> message);
+
+}  // namespace hvd

@@ -1,0 +1,241 @@
+#include "horovod_cpp/engine/runtime.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "common/log.h"
+
+namespace hvd {
+namespace {
+
+constexpr int kResumesPerStep = 16;  // then control messages are looked at again
+constexpr Duration kPollingNap = std::chrono::microseconds(50);
+
+CoordinatorSettings coordinator_settings(const Options& options) {
+  CoordinatorSettings settings;
+  settings.fusion = {options.fusion_threshold_bytes, options.fusion_copy_limit_bytes, options.small_limit_bytes};
+  settings.cache_capacity = options.cache_capacity;
+  settings.company_time = options.cycle_time;
+  settings.stall_shutdown_time = options.stall_shutdown_time;
+  return settings;
+}
+
+}  // namespace
+
+Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings settings)
+    : clock_(clock),
+      settings_(std::move(settings)),
+      fabric_(std::move(fabric)),
+      loop_(clock),
+      sets_(settings_.everyone),
+      published_sets_(sets_),
+      controller_(fabric_->rank(), sets_, coordinator_settings(settings_.options)),
+      executor_(loop_, *fabric_, sets_, queue_, settings_.options,
+                [this](CallEnded ended) { ended_calls_.push_back(std::move(ended)); }),
+      stalls_(settings_.options.stall_check_time),
+      said_goodbye_(static_cast<std::size_t>(fabric_->size())),
+      lost_(static_cast<std::size_t>(fabric_->size())) {
+  fabric_->set_events(*this);
+  fabric_->set_fault_hook(settings_.fault);
+  ProcessSetId id = 1;
+  for (const std::vector<int>& ranks : settings_.process_sets) controller_.add_process_set(id++, ranks);
+  publish_sets();
+}
+
+Runtime::~Runtime() {
+  const Status reason = Status::internal("Horovod has been shut down.");
+  executor_.end_entries(queue_.close(reason), reason);
+  executor_.fail_all(reason);
+  while (loop_.run_ready(kResumesPerStep) > 0) {
+  }
+}
+
+// ---- any thread ------------------------------------------------------------------------------------------------------
+
+Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
+  const Request& request = entry.request;
+  const OpRule* rule = find_op_rule(request.key.op);
+  if (rule == nullptr) return Status::invalid_argument("the operation is not known");
+  const MembershipRef membership = process_set(request.key.process_set);
+  const std::string_view op = name_of(request.key.op);
+  if (!membership) {
+    return Status::invalid_argument(
+        fmt::format("{}: Process set provided does not exist, or has not been registered. (id {})", op,
+                    request.key.process_set));
+  }
+  if (!membership->contains(rank())) {
+    return Status::invalid_argument(
+        fmt::format("{}: Rank {} is not a member of the provided process set.", op, rank()));
+  }
+  if (const Status checked = rule->check(request, *membership); !checked.ok()) {
+    return Status(checked.code(), fmt::format("{} '{}': {}", op, request.key.name, checked.text()));
+  }
+  if (const Status failure = published_sets_.with([&](const ProcessSetTable& sets) {
+        return sets.failure(request.key.process_set);
+      });
+      !failure.ok()) {
+    entry.handle->complete(failure);  // the set has lost a member: every later handle gets the reason
+    return {};
+  }
+  entry.enqueued = clock_.now();
+  return queue_.push(std::move(entry), call_site);
+}
+
+MembershipRef Runtime::process_set(ProcessSetId id) const {
+  return published_sets_.with([&](const ProcessSetTable& sets) { return sets.find(id); });
+}
+
+std::vector<ProcessSetId> Runtime::process_set_ids() const {
+  return published_sets_.with([](const ProcessSetTable& sets) { return sets.ids(); });
+}
+
+RuntimeStatistics Runtime::statistics() const {
+  return published_statistics_.with([](const RuntimeStatistics& statistics) { return statistics; });
+}
+
+void Runtime::publish_sets() {
+  published_sets_.with([&](ProcessSetTable& copy) { copy = sets_; });
+}
+
+// ---- the loop --------------------------------------------------------------------------------------------------------
+
+bool Runtime::step() {
+  bool moved = take_enqueued();
+  if (fabric_->progress()) moved = true;
+  if (loop_.run_ready(kResumesPerStep) > 0) moved = true;
+  if (loop_.run_timers() > 0) moved = true;
+  for (CallEnded& ended : std::exchange(ended_calls_, {})) {
+    dispatch(ended);
+    moved = true;
+  }
+  if (controller_deadline_ <= clock_.now()) {
+    dispatch(TimePassed{});
+    moved = true;
+  }
+  if (check_stalls()) moved = true;
+  if (continue_closing()) moved = true;
+  if (moved) {
+    published_statistics_.with([&](RuntimeStatistics& statistics) {
+      statistics = {executor_.statistics(), fabric_->statistics(), controller_.cache_hits()};
+    });
+  }
+  return moved;
+}
+
+bool Runtime::take_enqueued() {
+  bool moved = false;
+  if (queue_.has_new()) {
+    dispatch(queue_.drain());
+    moved = true;
+  }
+  if (shutdown_wanted_.exchange(false) && !std::exchange(shutdown_requested_, true)) {
+    // A coordinator that does not answer must not keep this rank from ending.
+    shutdown_deadline_ = clock_.now() + settings_.options.shutdown_timeout;
+    dispatch(ShutdownWanted{});
+    moved = true;
+  }
+  return moved;
+}
+
+TimePoint Runtime::next_deadline() const {
+  TimePoint next = std::min({loop_.next_timer(), controller_deadline_, closing_deadline_, shutdown_deadline_});
+  next = std::min(next, stalls_.next_look(queue_));
+  if (fabric_->needs_polling()) next = std::min(next, clock_.now() + kPollingNap);
+  return next;
+}
+
+void Runtime::dispatch(const Event& event) { carry_out(controller_.on_event(event, clock_.now())); }
+
+void Runtime::carry_out(Actions actions) {
+  controller_deadline_ = actions.look_again;
+  for (auto& [peer, message] : actions.messages) {
+    if (!lost_[static_cast<std::size_t>(peer)]) fabric_->post(peer, std::move(message));
+  }
+  const bool sets_changed =
+      !actions.failed_sets.empty() ||
+      std::any_of(actions.responses.begin(), actions.responses.end(), [](const Response& response) {
+        return response.op == OpKind::kProcessSetAdd || response.op == OpKind::kProcessSetRemove;
+      });
+  if (sets_changed) publish_sets();  // before any handle ends, so that its waiter sees them
+  for (const FailedSet& failed : actions.failed_sets) fail_set(failed);
+  for (Response& response : actions.responses) {
+    if (response.kind == Response::Kind::kShutdown) {
+      begin_closing(response.status());
+    } else {
+      executor_.carry_out(std::move(response));
+    }
+  }
+  for (const FailedCall& failed : actions.failed_calls) executor_.fail_call(failed);
+  if (!actions.stalls.empty()) {
+    log::warning("{}", StallInspector::report(actions.stalls, settings_.options.stall_check_time));
+  }
+  if (controller_.job_has_ended() && !closing_) begin_closing(Status::internal("Horovod has been shut down."));
+}
+
+void Runtime::fail_set(const FailedSet& failed) {
+  executor_.end_entries(queue_.take_set(failed.process_set), failed.reason);
+  executor_.fail_set(failed.process_set, failed.reason);
+}
+
+bool Runtime::check_stalls() {
+  std::vector<OperationKey> stalled = stalls_.look(queue_, clock_.now());
+  if (stalled.empty()) return false;
+  dispatch(StallNoticed{std::move(stalled)});
+  return true;
+}
+
+// ---- events of the transports --------------------------------------------------------------------------------------------
+
+void Runtime::on_control(int peer, std::span<const std::byte> message) { dispatch(MessageArrived{peer, message}); }
+
+void Runtime::on_peer_lost(int peer, const Status& status) {
+  lost_[static_cast<std::size_t>(peer)] = true;
+  if (!closing_) log::warning("{}", status.text());
+  dispatch(PeerLost{peer, status});
+}
+
+void Runtime::on_goodbye(int peer) { said_goodbye_[static_cast<std::size_t>(peer)] = true; }
+
+// ---- the end -----------------------------------------------------------------------------------------------------------
+
+void Runtime::begin_closing(const Status& reason) {
+  closing_ = true;
+  closing_deadline_ = clock_.now() + settings_.options.shutdown_timeout;
+  shutdown_deadline_ = kNever;
+  executor_.end_entries(queue_.close(reason), reason);
+}
+
+// Calls that have begun are finished, then everybody says goodbye; a deadline bounds both.
+bool Runtime::continue_closing() {
+  const TimePoint now = clock_.now();
+  if (shutdown_deadline_ <= now && !closing_) {
+    begin_closing(Status::internal("Horovod has been shut down; the coordinator did not answer in time."));
+  }
+  if (!closing_ || finished_.load()) return false;
+  const bool late = closing_deadline_ <= now;
+  bool moved = false;
+  if (!executor_.idle() && late) {
+    executor_.fail_all(Status::internal("Horovod has been shut down while the operation was in flight."));
+    moved = loop_.run_ready(kResumesPerStep) > 0;
+  }
+  if (!executor_.idle() && !late) return moved;
+  if (!std::exchange(goodbyes_sent_, true)) {
+    fabric_->say_goodbye();
+    moved = true;
+  }
+  bool all_gone = fabric_->flushed();
+  for (int peer = 0; peer < size(); ++peer) {
+    const auto i = static_cast<std::size_t>(peer);
+    if (peer != rank() && !said_goodbye_[i] && !lost_[i]) all_gone = false;
+  }
+  if (all_gone || late) {
+    closing_deadline_ = kNever;
+    finished_.store(true);
+    moved = true;
+  }
+  return moved;
+}
+
+}  // namespace hvd

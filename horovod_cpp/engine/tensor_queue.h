@@ -1,0 +1,62 @@
+// Operations of this rank from enqueue until their call begins. Framework threads push; the holder of the Turn drains.
+// Any thread.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/guarded.h"
+#include "horovod_cpp/engine/control_plane.h"
+#include "horovod_cpp/engine/handle_state.h"
+
+namespace hvd {
+
+struct TensorEntry {
+  Request request;
+  const std::byte* input = nullptr;
+  std::byte* output = nullptr;
+  HandleRef handle;
+  std::shared_ptr<void> keep_alive;
+  TimePoint enqueued;
+};
+
+class TensorQueue {
+ public:
+  /// Takes the entry in; an empty name becomes "noname.<n>", counted per process set and operation.
+  /// kInvalidArgument, with the age of the first, when that name is in flight; the closing reason after `close`.
+  Status push(TensorEntry entry, const std::string& call_site);
+
+  /// What was pushed since the last time. Empty vectors when nothing was.
+  RequestsEnqueued drain();
+  bool has_new() const;
+
+  /// Removes an entry that was drained before; nothing when there is none.
+  std::optional<TensorEntry> take(const OperationKey& key);
+  std::vector<TensorEntry> take_set(ProcessSetId process_set);
+  /// Everything; later pushes get `reason`.
+  std::vector<TensorEntry> close(const Status& reason);
+
+  /// Keys that wait since before `time`.
+  std::vector<OperationKey> waiting_since_before(TimePoint time) const;
+  /// When the oldest was enqueued; kNever when nothing waits.
+  TimePoint oldest() const;
+
+ private:
+  struct State {
+    std::map<OperationKey, TensorEntry> waiting;
+    std::vector<OperationKey> fresh;
+    std::vector<CallSiteDefinition> fresh_call_sites;
+    std::unordered_map<std::string, std::uint32_t> call_sites;
+    std::map<std::pair<ProcessSetId, OpKind>, std::uint64_t> unnamed;
+    Status closed;
+  };
+
+  Guarded<State> state_;
+};
+
+}  // namespace hvd

@@ -1,0 +1,215 @@
+/* The C ABI of libhorovod_cpp.so: everything a binding or another language needs.
+ *
+ * Rules. Functions return HVD_OK or another hvd_code; the text of a failure is hvd_last_error() of the same thread.
+ * Structs begin with their size in bytes, set by the caller (HVD_INIT_STRUCT), so that fields can be added at the
+ * end. Strings are UTF-8, ended by a zero byte, and borrowed for the call. Unless it says otherwise, a function
+ * may be called from any thread and does not block.
+ */
+#ifndef HOROVOD_CPP_C_API_H_
+#define HOROVOD_CPP_C_API_H_
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define HVD_API __attribute__((visibility("default")))
+#else
+#define HVD_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HVD_ABI_VERSION 1
+
+/* Zeroes a struct and sets its size. */
+#define HVD_INIT_STRUCT(pointer)                                                   \
+  do {                                                                             \
+    char* hvd_bytes = (char*)(pointer);                                            \
+    for (uint32_t hvd_i = 0; hvd_i < sizeof *(pointer); ++hvd_i) hvd_bytes[hvd_i] = 0; \
+    (pointer)->struct_bytes = (uint32_t)sizeof *(pointer);                         \
+  } while (0)
+
+typedef enum hvd_code {
+  HVD_OK = 0,
+  HVD_INVALID_ARGUMENT = 1,  /* the caller's mistake, or ranks that disagree */
+  HVD_PRECONDITION = 2,      /* not initialised, shut down, not a member of the process set */
+  HVD_INTERNAL = 3,          /* lost peer, shutdown of another rank, stall limit */
+  HVD_UNAVAILABLE = 4,       /* a library, device or transport is missing */
+  HVD_DEADLINE_EXCEEDED = 5  /* hvd_handle_wait came to its time limit; the handle is still good */
+} hvd_code;
+
+typedef enum hvd_op {
+  HVD_ALLREDUCE = 0,
+  HVD_ALLGATHER = 1,
+  HVD_BROADCAST = 2,
+  HVD_BARRIER = 3
+} hvd_op;
+
+/* The numbers of data types, reductions and memory kinds. */
+typedef enum hvd_dtype {
+  HVD_UINT8 = 0,
+  HVD_INT8 = 1,
+  HVD_INT16 = 3,
+  HVD_INT32 = 4,
+  HVD_INT64 = 5,
+  HVD_FLOAT16 = 6,
+  HVD_FLOAT32 = 7,
+  HVD_FLOAT64 = 8,
+  HVD_BOOL = 9,
+  HVD_BFLOAT16 = 10
+} hvd_dtype;
+
+typedef enum hvd_reduce_op {
+  HVD_AVERAGE = 0,
+  HVD_SUM = 1,
+  HVD_ADASUM = 2,
+  HVD_MIN = 3,
+  HVD_MAX = 4,
+  HVD_PRODUCT = 5
+} hvd_reduce_op;
+
+typedef enum hvd_memory_kind { HVD_HOST = 0 } hvd_memory_kind;
+
+/* ---- lifecycle ------------------------------------------------------------------------------------------- */
+
+typedef struct hvd_rank_list {
+  const int32_t* ranks; /* global ranks, any order, no duplicates */
+  int32_t count;
+} hvd_rank_list;
+
+typedef struct hvd_init_options {
+  uint32_t struct_bytes;
+  int32_t process_set_count;         /* static process sets; they get the ids 1, 2, ... in this order */
+  const hvd_rank_list* process_sets; /* equal on all ranks */
+  hvd_rank_list comm;                /* count > 0: only these ranks of the launch form the job */
+} hvd_init_options;
+
+/* Joins the ranks of the job (see README, Launching) and starts the background thread. Blocks until all ranks have
+ * met or HOROVOD_START_TIMEOUT has passed. A second call does nothing. `options` may be NULL. */
+HVD_API int hvd_init(const hvd_init_options* options);
+
+/* Ends the job for all ranks: what is in flight anywhere ends with an error. Blocks for at most about 2 s.
+ * Does nothing before hvd_init. hvd_init may be called again afterwards. */
+HVD_API int hvd_shutdown(void);
+
+HVD_API int hvd_is_initialized(void); /* 1 or 0 */
+
+/* Text of the last failure on the calling thread; valid until its next call. Never NULL. */
+HVD_API const char* hvd_last_error(void);
+HVD_API const char* hvd_version(void);
+HVD_API int hvd_abi_version(void);
+
+typedef struct hvd_topology {
+  uint32_t struct_bytes;
+  int32_t rank, size;
+  int32_t local_rank, local_size; /* among the ranks of this host */
+  int32_t cross_rank, cross_size; /* among the ranks with this local rank, one per host */
+  int32_t is_homogeneous;         /* 1 when every host has as many ranks */
+  int32_t mpi_enabled;            /* 1 when the job was joined through MPI */
+  int32_t mpi_threads_supported;  /* 1 when MPI gave MPI_THREAD_MULTIPLE */
+} hvd_topology;
+
+/* HVD_PRECONDITION before hvd_init. */
+HVD_API int hvd_get_topology(hvd_topology* topology);
+
+/* 1 when the MPI module was built with this package (whether or not an MPI is on this machine). */
+HVD_API int hvd_mpi_built(void);
+
+/* ---- process sets ------------------------------------------------------------------------------------------ */
+
+/* Collective over all ranks of the job: each calls with the same ranks. Blocks until all have. Writes the new id.
+ * HVD_PRECONDITION without HOROVOD_DYNAMIC_PROCESS_SETS=1. HVD_INVALID_ARGUMENT for a set that exists already. */
+HVD_API int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id);
+/* Collective as above; the set must not be in use. Set 0 stays. */
+HVD_API int hvd_process_set_remove(int32_t id);
+/* Number of sets, set 0 included; writes up to `capacity` ids in ascending order. */
+HVD_API int hvd_process_set_ids(int32_t* ids, int32_t capacity, int32_t* count);
+/* Ranks of a set in ascending order; HVD_INVALID_ARGUMENT for an unknown id. */
+HVD_API int hvd_process_set_ranks(int32_t id, int32_t* ranks, int32_t capacity, int32_t* count);
+
+/* ---- operations ---------------------------------------------------------------------------------------------- */
+
+typedef struct hvd_tensor {
+  void* data;
+  const int64_t* shape; /* `dimensions` sizes in elements; memory is dense, last dimension fastest */
+  int32_t dimensions;
+  int32_t dtype; /* hvd_dtype */
+  int32_t memory_kind;
+  int32_t device;
+} hvd_tensor;
+
+typedef struct hvd_operation {
+  uint32_t struct_bytes;
+  int32_t op;          /* hvd_op */
+  int32_t process_set; /* 0: all ranks */
+  int32_t reduce_op;   /* allreduce */
+  int32_t root_rank;   /* broadcast: global rank of the root */
+  int32_t call_site_line;
+  const char* call_site_file; /* where the user called, for messages; NULL if not known */
+  const char* name;           /* key of the operation, equal on all ranks; NULL: made from a counter of the set */
+  double prescale;            /* allreduce: factors before and after the reduction */
+  double postscale;
+  hvd_tensor input;  /* barrier: ignored */
+  hvd_tensor output; /* same shape and dtype as `input`, may be the same memory; allgather: ignored (the handle has
+                        the output); broadcast: filled on every rank */
+  void* keep_alive;  /* given to `release` when the engine needs the memory no more; may be NULL */
+  void (*release)(void* keep_alive); /* called by a thread that is inside a function of this header, never by
+                                        the background thread */
+  int32_t caller_waits; /* 1: the calling thread goes straight on to hvd_handle_wait and drives the engine there */
+} hvd_operation;
+
+typedef struct hvd_handle hvd_handle;
+
+/* Hands the tensor over. Both memories stay untouched by the caller until the handle is done. On HVD_OK the caller
+ * owns *handle. On failure `release` is not called.
+ * HVD_INVALID_ARGUMENT: bad dtype, op, shape, root, a name that is in flight already, an unknown process set.
+ * HVD_PRECONDITION: not initialised or shut down; not a member of the set. */
+HVD_API int hvd_enqueue(const hvd_operation* operation, hvd_handle** handle);
+
+/* Blocks until the operation is done: HVD_OK, or the failure that it ended with. A negative limit is none.
+ * Any thread, but one at a time per handle. */
+HVD_API int hvd_handle_wait(hvd_handle* handle, int64_t limit_nanoseconds);
+/* 1 when done, be it well or with a failure. */
+HVD_API int hvd_handle_poll(const hvd_handle* handle);
+
+typedef struct hvd_output {
+  uint32_t struct_bytes;
+  int32_t dimensions;
+  const int64_t* shape; /* valid as long as the handle */
+  void* data;           /* the caller's output memory; allgather: engine memory, valid as long as the handle */
+  int64_t bytes;
+} hvd_output;
+
+/* The result of a handle that is done without failure. */
+HVD_API int hvd_handle_output(hvd_handle* handle, hvd_output* output);
+/* May be called at any time; an operation in flight goes on. NULL does nothing. */
+HVD_API void hvd_handle_destroy(hvd_handle* handle);
+
+/* Calls `release` for operations that have ended; hvd_enqueue and hvd_handle_wait do it by themselves. */
+HVD_API void hvd_collect_released(void);
+
+/* ---- what happened so far ------------------------------------------------------------------------------------ */
+
+typedef struct hvd_statistics {
+  uint32_t struct_bytes;
+  uint32_t reserved;
+  int64_t operations_done;          /* handles that ended well */
+  int64_t operations_failed;
+  int64_t bytes_reduced;            /* payload of allreduce operations that ended well */
+  int64_t collective_calls;         /* after fusion */
+  int64_t control_messages_sent;
+  int64_t control_bytes_sent;
+  int64_t data_bytes_sent;
+  int64_t cache_hits;               /* requests that went out as a cache bit */
+  int64_t background_cpu_nanoseconds; /* processor time of the background thread */
+  int64_t background_wakeups;
+} hvd_statistics;
+
+HVD_API int hvd_get_statistics(hvd_statistics* statistics);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* HOROVOD_CPP_C_API_H_ */

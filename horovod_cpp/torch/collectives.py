@@ -1,0 +1,339 @@
+"""Collective operations on torch tensors: blocking, asynchronous and in-place forms, and their gradients.
+
+Names are keys: an operation meets the one with the same kind, process set and name on the other ranks, in whatever
+order ranks call. Unnamed operations are counted per process set. A call raises ValueError for the caller's mistake;
+what ranks find out together (mismatches, a lost rank) is a HorovodInternalError from the waiting function.
+Tensors that are not contiguous are copied, and in-place results are copied back when the operation is waited for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import torch
+
+from horovod_cpp import _core
+from horovod_cpp.common import basics
+from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.torch import operations
+from horovod_cpp.torch.compression import Compression, Compressor
+from horovod_cpp.torch.operations import Pending
+
+Average = _core.AVERAGE
+Sum = _core.SUM
+Adasum = _core.ADASUM
+Min = _core.MIN
+Max = _core.MAX
+Product = _core.PRODUCT
+
+_handles: dict[int, Pending] = {}
+_next_handle = itertools.count()
+
+
+def _register(pending: Pending) -> int:
+    handle = next(_next_handle)
+    _handles[handle] = pending
+    return handle
+
+
+def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
+    """The reduction that `op` and the old parameter `average` ask for; Average if neither is given."""
+    if average is not None:
+        if op is not None:
+            raise ValueError("The op parameter supersedes average. Please provide only one of them.")
+        warnings.warn("the parameter average is deprecated; use op=hvd.Average or op=hvd.Sum", DeprecationWarning, 4)
+        return Average if average else Sum
+    if op == Adasum:
+        raise NotImplementedError("op=Adasum is not implemented yet; use Average or Sum")
+    return Average if op is None else op
+
+
+def _needs_gradient(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _allreduce(
+    tensor: torch.Tensor,
+    name: str | None,
+    op: int,
+    prescale_factor: float,
+    postscale_factor: float,
+    process_set: ProcessSet,
+    site: CallSite,
+) -> torch.Tensor:
+    return operations.start_allreduce(
+        tensor, False, name, op, prescale_factor, postscale_factor, process_set, site, caller_waits=True
+    ).wait()
+
+
+class _Allreduce(torch.autograd.Function):
+    """Gradient: the same reduction, with the same factors, of the incoming gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tensor: torch.Tensor,
+        name: str | None,
+        op: int,
+        prescale_factor: float,
+        postscale_factor: float,
+        process_set: ProcessSet,
+        site: CallSite,
+    ) -> torch.Tensor:
+        ctx.options = (op, prescale_factor, postscale_factor, process_set)
+        return _allreduce(tensor, name, op, prescale_factor, postscale_factor, process_set, site)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        op, prescale_factor, postscale_factor, process_set = ctx.options
+        gradient = allreduce(
+            grads[0],
+            op=op,
+            prescale_factor=prescale_factor,
+            postscale_factor=postscale_factor,
+            process_set=process_set,
+        )
+        return gradient, None, None, None, None, None, None
+
+
+def allreduce(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Reduce `tensor` over all ranks of the process set into a new tensor. Blocks. Differentiable.
+
+    Args:
+        tensor: the same shape and dtype on all ranks.
+        average: deprecated, use `op`.
+        name: key of the operation, equal on all ranks; made from a counter if None.
+        compression: what travels, `Compression.none` or `Compression.fp16`.
+        op: Average (default), Sum, Min, Max or Product. An average of integers is cut to an integer.
+        prescale_factor, postscale_factor: factors before and after the reduction.
+    Returns: a tensor like `tensor`. Its gradient is the same reduction of the gradients of all ranks.
+    Raises: ValueError for a dtype that is not supported, a name that is in flight already, or if this rank is not in
+        the process set; HorovodInternalError if ranks disagree or one is lost.
+    """
+    op = resolve_reduce_op(op, average)
+    compressed, context = compression.compress(tensor)
+    arguments = (compressed, name, op, prescale_factor, postscale_factor, process_set, call_site())
+    reduced: torch.Tensor = _Allreduce.apply(*arguments) if _needs_gradient(compressed) else _allreduce(*arguments)
+    return compression.decompress(reduced, context)
+
+
+def allreduce_async(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> int:
+    """Start what `allreduce` does, less gradient and compression. Does not block.
+
+    Returns: a handle for `poll` and `synchronize`; `tensor` has to stay untouched until that is done.
+    """
+    op = resolve_reduce_op(op, average)
+    return _register(
+        operations.start_allreduce(
+            tensor, False, name, op, prescale_factor, postscale_factor, process_set, call_site()
+        )
+    )
+
+
+def allreduce_(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Reduce `tensor` in place, otherwise as `allreduce`. Blocks. Not differentiable. Returns `tensor`."""
+    op = resolve_reduce_op(op, average)
+    return operations.start_allreduce(
+        tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), caller_waits=True
+    ).wait()
+
+
+def allreduce_async_(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> int:
+    """Start a reduction of `tensor` in place. Does not block. Returns: a handle for `poll` and `synchronize`."""
+    op = resolve_reduce_op(op, average)
+    return _register(
+        operations.start_allreduce(tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site())
+    )
+
+
+def _allgather(tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite) -> torch.Tensor:
+    return operations.start_allgather(tensor, name, process_set, site, caller_waits=True).wait()
+
+
+class _Allgather(torch.autograd.Function):
+    """Gradient: this rank's slice of the average of the incoming gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite
+    ) -> torch.Tensor:
+        ctx.rows = tensor.shape[0] if tensor.dim() > 0 else 0
+        ctx.process_set = process_set
+        return _allgather(tensor, name, process_set, site)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        averaged = allreduce(grads[0], op=Average, process_set=ctx.process_set)
+        rows = allgather(torch.tensor([ctx.rows]), process_set=ctx.process_set)
+        first = int(rows[: ctx.process_set.rank()].sum())
+        return averaged.narrow(0, first, ctx.rows), None, None, None
+
+
+def allgather(
+    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> torch.Tensor:
+    """Concatenate `tensor` of all ranks along dimension 0. Blocks. Differentiable.
+
+    Args:
+        tensor: shape (n_i, d1, ...); n_i may differ between ranks, the rest and the dtype may not.
+        name: key of the operation, equal on all ranks; made from a counter if None.
+    Returns: shape (sum of n_i, d1, ...), ordered by rank. Its gradient is this rank's slice of the *average* of the
+        gradients of all ranks.
+    Raises: ValueError as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
+    """
+    arguments = (tensor, name, process_set, call_site())
+    if _needs_gradient(tensor):
+        gathered: torch.Tensor = _Allgather.apply(*arguments)
+        return gathered
+    return _allgather(*arguments)
+
+
+def allgather_async(
+    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> int:
+    """Start what `allgather` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
+    return _register(operations.start_allgather(tensor, name, process_set, call_site()))
+
+
+def _broadcast(
+    tensor: torch.Tensor, root_rank: int, name: str | None, process_set: ProcessSet, site: CallSite
+) -> torch.Tensor:
+    return operations.start_broadcast(tensor, False, root_rank, name, process_set, site, caller_waits=True).wait()
+
+
+class _Broadcast(torch.autograd.Function):
+    """Gradient: the average of the incoming gradients on the root, zeros on the other ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: torch.Tensor, root_rank: int, name: str | None, process_set: ProcessSet, site: CallSite
+    ) -> torch.Tensor:
+        ctx.options = (root_rank, process_set)
+        return _broadcast(tensor, root_rank, name, process_set, site)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        root_rank, process_set = ctx.options
+        averaged = allreduce(grads[0], op=Average, process_set=process_set)
+        gradient = averaged if basics.rank() == root_rank else torch.zeros_like(averaged)
+        return gradient, None, None, None, None
+
+
+def broadcast(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Return the root's `tensor` on all ranks, as a new tensor. Blocks. Differentiable.
+
+    Args:
+        tensor: the same shape and dtype on all ranks.
+        root_rank: *global* rank of the root, also with a process set.
+        name: key of the operation, equal on all ranks; made from a counter if None.
+    Returns: a tensor like `tensor`. Its gradient is the average of all gradients on the root, zero elsewhere.
+    Raises: ValueError for a root outside the process set, and as `allreduce`; HorovodInternalError if ranks disagree.
+    """
+    arguments = (tensor, root_rank, name, process_set, call_site())
+    if _needs_gradient(tensor):
+        received: torch.Tensor = _Broadcast.apply(*arguments)
+        return received
+    return _broadcast(*arguments)
+
+
+def broadcast_async(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> int:
+    """Start what `broadcast` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
+    return _register(operations.start_broadcast(tensor, False, root_rank, name, process_set, call_site()))
+
+
+def broadcast_(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> torch.Tensor:
+    """Overwrite `tensor` with the root's, otherwise as `broadcast`. Blocks. Not differentiable. Returns `tensor`."""
+    return operations.start_broadcast(
+        tensor, True, root_rank, name, process_set, call_site(), caller_waits=True
+    ).wait()
+
+
+def broadcast_async_(
+    tensor: torch.Tensor,
+    root_rank: int,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> int:
+    """Start a broadcast into `tensor`. Does not block. Returns: a handle for `poll` and `synchronize`."""
+    return _register(operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site()))
+
+
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """Block until all ranks of the process set have called. Operations in flight need not be done then."""
+    operations.barrier(process_set, call_site())
+
+
+def poll(handle: int) -> bool:
+    """Whether the operation is done, so that `synchronize` would not block. ValueError for an unknown handle."""
+    pending = _handles.get(handle)
+    if pending is None:
+        raise ValueError(f"Handle {handle} was not created or has been cleared.")
+    return pending.done()
+
+
+def synchronize(handle: int) -> torch.Tensor | None:
+    """Block until the operation is done and give the handle back.
+
+    Returns: the output; for an in-place operation the tensor itself. None for a handle that is not known, or was
+        synchronised already.
+    Raises: HorovodInternalError if the operation failed. Ctrl-C ends the wait only: the handle stays good.
+    """
+    pending = _handles.pop(handle, None)
+    if pending is None:
+        return None
+    try:
+        return pending.wait()
+    except KeyboardInterrupt:
+        _handles[handle] = pending
+        raise

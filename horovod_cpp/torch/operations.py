@@ -1,0 +1,198 @@
+"""Hands torch tensors to the library: address, shape and dtype go in, a `Pending` comes out.
+
+This is the only file that knows how a tensor lies in memory. A tensor that is not contiguous in the order of its
+dimensions is copied, and the result is copied back: ranks may lay out the same tensor differently.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from horovod_cpp import _core
+from horovod_cpp.common import call_site as call_sites
+from horovod_cpp.common import exceptions
+from horovod_cpp.common.call_site import CallSite
+from horovod_cpp.common.process_sets import ProcessSet, process_set_included, require_id
+
+call_sites.skip_folder(os.path.dirname(os.path.abspath(torch.__file__)))
+
+_DTYPES = {
+    torch.uint8: _core.UINT8,
+    torch.int8: _core.INT8,
+    torch.int16: _core.INT16,
+    torch.int32: _core.INT32,
+    torch.int64: _core.INT64,
+    torch.float16: _core.FLOAT16,
+    torch.float32: _core.FLOAT32,
+    torch.float64: _core.FLOAT64,
+    torch.bool: _core.BOOL,
+    torch.bfloat16: _core.BFLOAT16,
+}
+_OPERATION_NAMES = {_core.ALLREDUCE: "allreduce", _core.ALLGATHER: "allgather", _core.BROADCAST: "broadcast"}
+
+
+class Pending:
+    """An operation in flight. `wait` may be called once it is needed, from any thread, one at a time."""
+
+    __slots__ = ("_copy_to", "_handle", "_output")
+
+    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
+        self._handle = handle
+        self._output = output  # None: the library makes the output
+        self._copy_to = copy_to
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._handle.poll()
+
+    def wait(self) -> torch.Tensor:
+        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+        try:
+            self._handle.wait()
+        except _core.Error as error:
+            raise exceptions.HorovodInternalError(str(error)) from None
+        if self._output is None:
+            gathered: torch.Tensor = torch.from_dlpack(self._handle.to_dlpack())
+            return gathered
+        if self._copy_to is None:
+            return self._output
+        with torch.no_grad():
+            return self._copy_to.copy_(self._output)
+
+
+def start_allreduce(
+    tensor: torch.Tensor,
+    in_place: bool,
+    name: str | None,
+    reduce_op: int,
+    prescale_factor: float,
+    postscale_factor: float,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool = False,
+) -> Pending:
+    """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
+    dtype = _require_supported(_core.ALLREDUCE, tensor, name)
+    source, target, copy_to = _place(tensor, in_place)
+    handle = _enqueue(
+        _core.ALLREDUCE, dtype, source, target, name, process_set, site, caller_waits, reduce_op,
+        prescale=prescale_factor, postscale=postscale_factor,
+    )  # fmt: skip
+    return Pending(handle, target, copy_to)
+
+
+def start_allgather(
+    tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite, caller_waits: bool = False
+) -> Pending:
+    """Start a concatenation along dimension 0; the library makes the output. Does not block."""
+    dtype = _require_supported(_core.ALLGATHER, tensor, name)
+    source = tensor if _is_plain(tensor) else _plain_copy(tensor)
+    handle = _enqueue(_core.ALLGATHER, dtype, source, source, name, process_set, site, caller_waits)
+    return Pending(handle, None, None)
+
+
+def start_broadcast(
+    tensor: torch.Tensor,
+    in_place: bool,
+    root_rank: int,
+    name: str | None,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool = False,
+) -> Pending:
+    """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
+    dtype = _require_supported(_core.BROADCAST, tensor, name)
+    source, target, copy_to = _place(tensor, in_place)
+    handle = _enqueue(
+        _core.BROADCAST, dtype, source, target, name, process_set, site, caller_waits, root_rank=root_rank
+    )
+    return Pending(handle, target, copy_to)
+
+
+def barrier(process_set: ProcessSet, site: CallSite) -> None:
+    """Block until all ranks of the set are here."""
+    handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, None, process_set, site, caller_waits=True)
+    try:
+        handle.wait()
+    except _core.Error as error:
+        raise exceptions.HorovodInternalError(str(error)) from None
+
+
+def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is not None and tensor.layout is torch.strided and tensor.device.type == "cpu":
+        return dtype
+    label = f"{_OPERATION_NAMES[op]} '{name}'" if name is not None else f"unnamed {_OPERATION_NAMES[op]}"
+    raise ValueError(
+        f"Tensor type {tensor.type()} is not supported. ({label}: dtype {tensor.dtype}, layout {tensor.layout}, "
+        f"device {tensor.device}; supported are dense CPU tensors of {', '.join(str(known) for known in _DTYPES)})"
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() and not tensor.is_neg()
+
+
+def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _place(tensor: torch.Tensor, in_place: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Where the library reads, where it writes, and where the result has to be copied in the end, if anywhere."""
+    if _is_plain(tensor):
+        if in_place:
+            return tensor, tensor, None
+        return tensor, torch.empty_like(tensor, requires_grad=False), None
+    if in_place and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
+        raise ValueError("an expanded tensor cannot be the output: its elements share memory; call clone() first")
+    copy = _plain_copy(tensor)
+    return copy, copy, tensor if in_place else None
+
+
+def _enqueue(
+    op: int,
+    dtype: int,
+    source: torch.Tensor | None,
+    target: torch.Tensor | None,
+    name: str | None,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool,
+    reduce_op: int = _core.SUM,
+    root_rank: int = 0,
+    prescale: float = 1.0,
+    postscale: float = 1.0,
+) -> _core.Handle:
+    process_set_id = require_id(process_set)
+    try:
+        return _core.enqueue(
+            op,
+            dtype,
+            () if source is None else source.shape,
+            0 if source is None else source.data_ptr(),
+            0 if target is None else target.data_ptr(),
+            name,
+            process_set_id,
+            reduce_op,
+            root_rank,
+            prescale,
+            postscale,
+            site[0],
+            site[1],
+            caller_waits,
+            (source, target),
+        )
+    except _core.Error as error:
+        if error.code == _core.PRECONDITION and _outside(process_set_id):
+            raise ValueError(str(error)) from None
+        raise exceptions.operation_error(error) from None
+
+
+def _outside(process_set_id: int) -> bool:
+    """Whether the reason of a refusal is that this rank is not in the set."""
+    try:
+        return not process_set_included(process_set_id)
+    except (ValueError, exceptions.HorovodInternalError):
+        return False

@@ -1,0 +1,376 @@
+"""`DistributedOptimizer`: reduces gradients while backward still runs, and waits for them in `step`.
+
+The hooks run on the thread that calls `backward()`; all else on the thread that calls the optimizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.torch import operations
+from horovod_cpp.torch.collectives import Adasum, Average
+from horovod_cpp.torch.compression import Compression, Compressor
+from horovod_cpp.torch.operations import Pending
+
+
+class _Gradient:
+    """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
+
+    __slots__ = ("context", "hook", "name", "parameter", "passes_left", "pending", "reduced")
+
+    def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
+        self.parameter = parameter
+        self.name = name
+        self.passes_left = passes
+        self.pending: Pending | None = None
+        self.reduced: torch.Tensor | None = None  # the gradient that is in flight
+        self.context: Any = None  # what the compressor wants back
+        self.hook: torch.utils.hooks.RemovableHandle | None = None
+
+
+class _Reduction:
+    """The options of one DistributedOptimizer and the gradients that it reduces."""
+
+    def __init__(
+        self,
+        compression: type[Compressor],
+        backward_passes_per_step: int,
+        op: int,
+        gradient_predivide_factor: float,
+        process_set: ProcessSet,
+        site: CallSite,
+    ) -> None:
+        self.compression = compression
+        self.passes = backward_passes_per_step
+        self.op = op
+        self.prescale_factor = 1.0 / gradient_predivide_factor
+        self.postscale_factor = gradient_predivide_factor
+        self.process_set = process_set
+        self.site = site
+        self.gradients: dict[torch.Tensor, _Gradient] = {}
+        self.active = bool(process_set.included()) and (
+            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
+        )
+
+    def add(self, parameter: torch.Tensor, name: str) -> None:
+        """Reduce this parameter from now on."""
+        gradient = _Gradient(parameter, name, self.passes)
+        gradient.hook = parameter.register_post_accumulate_grad_hook(_hook(weakref.ref(self), gradient))
+        self.gradients[parameter] = gradient
+
+    def remove_hooks(self) -> None:
+        for gradient in self.gradients.values():
+            if gradient.hook is not None:
+                gradient.hook.remove()
+
+    def on_accumulated(self, gradient: _Gradient) -> None:
+        """Backward has added to the gradient."""
+        if gradient.parameter.grad is None:
+            return  # a function of the user's gave no gradient; zeros are reduced at synchronize
+        if gradient.passes_left <= 0:
+            raise AssertionError(
+                "Gradients were computed more than backward_passes_per_step times before call to step(). "
+                "Increase backward_passes_per_step to accumulate gradients locally. "
+                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes})"
+            )
+        gradient.passes_left -= 1
+        if gradient.passes_left == 0:
+            self.start(gradient)
+
+    def start(self, gradient: _Gradient) -> None:
+        """Hand the gradient over, zeros where there is none."""
+        parameter = gradient.parameter
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad.layout is not torch.strided:
+            raise NotImplementedError(
+                f"parameter '{gradient.name}' has a sparse gradient; sparse_as_dense is not implemented yet"
+            )
+        gradient.passes_left = 0
+        gradient.reduced = parameter.grad
+        compressed, gradient.context = self.compression.compress(parameter.grad)
+        gradient.pending = operations.start_allreduce(
+            compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
+            self.process_set, self.site,
+        )  # fmt: skip
+
+    def finish(self, gradient: _Gradient) -> None:
+        """Wait for the reduced gradient and put it in its place."""
+        pending, target = gradient.pending, gradient.reduced
+        assert pending is not None and target is not None
+        output = self.compression.decompress(pending.wait(), gradient.context)
+        if output is not target:
+            with torch.no_grad():
+                target.copy_(output)
+        gradient.parameter.grad = target
+        self.reset_one(gradient)
+
+    def reset_one(self, gradient: _Gradient) -> None:
+        gradient.pending = gradient.reduced = gradient.context = None
+        gradient.passes_left = self.passes
+
+    def reset(self) -> None:
+        """Forget what is in flight; it goes on without us."""
+        for gradient in self.gradients.values():
+            self.reset_one(gradient)
+
+    def in_progress(self) -> bool:
+        """Whether a backward pass came since the last synchronize."""
+        return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
+
+    def synchronize(self) -> None:
+        for gradient in self.gradients.values():
+            if gradient.pending is None:
+                self.start(gradient)
+        for gradient in self.gradients.values():
+            self.finish(gradient)
+
+
+def _hook(reduction: weakref.ref[_Reduction], gradient: _Gradient) -> Callable[[torch.Tensor], None]:
+    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone."""
+
+    def on_accumulated(_parameter: torch.Tensor) -> None:
+        alive = reduction()
+        if alive is not None:
+            alive.on_accumulated(gradient)
+
+    return on_accumulated
+
+
+class _DistributedOptimizer(torch.optim.Optimizer):
+    """Comes before the class of the user's optimizer; see `DistributedOptimizer`."""
+
+    _reduction: _Reduction
+    _parameter_names: dict[torch.Tensor, str]
+    _synchronized: bool
+    _should_synchronize: bool
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """How many backward passes are summed up before the gradients are reduced."""
+        return self._reduction.passes
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Sum up the gradients of `passes` backward passes, from the next one on, before they are reduced."""
+        _require_positive(passes)
+        self._reduction.passes = passes
+        self._reduction.reset()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load a state as torch does, and forget which gradients were in flight."""
+        self._reduction.reset()
+        self._synchronized = False
+        self._should_synchronize = True
+        super().load_state_dict(*args, **kwargs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; its parameters are reduced, too, under names made from their position."""
+        super().add_param_group(param_group)
+        index = len(self.param_groups) - 1
+        for name, parameter in _default_names(self.param_groups[index]["params"], index):
+            self._parameter_names[parameter] = name
+            if self._reduction.active and parameter.requires_grad:
+                self._reduction.add(parameter, name)
+
+    def synchronize(self) -> None:
+        """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
+
+        Blocks. Raises HorovodInternalError if ranks disagree or one is lost.
+        """
+        try:
+            self._reduction.synchronize()
+        except Exception:
+            self._reduction.reset()
+            raise
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Within it `step` does not synchronise.
+
+        For what is done with reduced gradients: `synchronize()`, clip, then `step()` in this context.
+        """
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Wait for the reduced gradients, then do the optimizer's step. With a closure, wait after each call of it."""
+        if not self._should_synchronize:
+            self._synchronized = False
+            return super().step(closure)  # type: ignore[arg-type]
+        if self._synchronized:
+            warnings.warn(
+                "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
+                "Gradients are reduced a second time; use optimizer.skip_synchronize() around optimizer.step() if "
+                "your code calls optimizer.synchronize().",
+                stacklevel=2,
+            )
+        if closure is None:
+            self.synchronize()
+        else:
+            closure = self._synchronizing(closure)
+        self._synchronized = False
+        result = super().step(closure)  # type: ignore[arg-type]
+        self._synchronized = False
+        return result
+
+    def _synchronizing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            loss = closure()
+            self.synchronize()
+            return loss
+
+        return wrapped
+
+    # torch wraps each optimizer's `step` for its own hooks; the step of the user's class is wrapped already.
+    setattr(step, "hooked", True)  # noqa: B010
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients as torch does. AssertionError while they are being reduced."""
+        if self._reduction.in_progress():
+            raise AssertionError(
+                "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
+                "optimizer.synchronize(). This is prohibited as it can cause a race condition."
+            )
+        super().zero_grad(set_to_none=set_to_none)
+
+
+def DistributedOptimizer(  # noqa: N802
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    compression: type[Compressor] = Compression.none,
+    backward_passes_per_step: int = 1,
+    op: int = Average,
+    gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: Any = None,
+    sparse_as_dense: bool = False,
+    process_set: ProcessSet = global_process_set,
+) -> _DistributedOptimizer:
+    """Make `optimizer` reduce its gradients over all ranks before each step.
+
+    Returns `optimizer` itself, whose class becomes a subclass of the one it had: its state, hooks and learning-rate
+    schedulers stay good. A second call on it replaces the options of the first.
+
+    Args:
+        named_parameters: `model.named_parameters()`; the names are the keys of the reductions.
+        compression: what travels, `Compression.none` or `Compression.fp16`.
+        backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
+        op: Average, Sum, Min, Max or Product.
+        gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
+        num_groups, groups, sparse_as_dense: not implemented yet.
+        process_set: the ranks that reduce; a rank outside steps with its own gradients.
+    Raises: ValueError for bad arguments or before `init`; NotImplementedError for what is not implemented yet.
+    """
+    _refuse_unimplemented(num_groups, groups, sparse_as_dense, op)
+    _require_positive(backward_passes_per_step)
+    if gradient_predivide_factor != 1.0 and op != Average:
+        raise ValueError("gradient_predivide_factor not supported with op != Average")
+    names = _parameter_names(optimizer, named_parameters)
+    reduction = _Reduction(
+        compression, backward_passes_per_step, op, gradient_predivide_factor, process_set, call_site()
+    )
+    if isinstance(optimizer, _DistributedOptimizer):
+        optimizer._reduction.remove_hooks()
+    else:
+        _adopt(optimizer)
+    assert isinstance(optimizer, _DistributedOptimizer)
+    optimizer._reduction = reduction
+    optimizer._parameter_names = names
+    optimizer._synchronized = False
+    optimizer._should_synchronize = True
+    if reduction.active:
+        for parameter, name in names.items():
+            if parameter.requires_grad:
+                reduction.add(parameter, name)
+    weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
+    return optimizer
+
+
+def _refuse_unimplemented(num_groups: int, groups: Any, sparse_as_dense: bool, op: int) -> None:
+    wanted = {"num_groups": num_groups != 0, "groups": groups is not None, "sparse_as_dense": sparse_as_dense}
+    for option, is_wanted in wanted.items():
+        if is_wanted:
+            raise NotImplementedError(f"DistributedOptimizer: the option {option} is not implemented yet")
+    if op == Adasum:
+        raise NotImplementedError("DistributedOptimizer: op=Adasum is not implemented yet; use Average or Sum")
+
+
+def _require_positive(passes: int) -> None:
+    if passes <= 0:
+        raise ValueError(f"backward_passes_per_step must be > 0 (it is {passes})")
+
+
+def _parameter_names(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
+) -> dict[torch.Tensor, str]:
+    """The name of each parameter, in the order of the optimizer."""
+    given = list(named_parameters) if named_parameters is not None else []
+    if not given:
+        return {
+            parameter: name
+            for index, group in enumerate(optimizer.param_groups)
+            for name, parameter in _default_names(group["params"], index)
+        }
+    if any(not isinstance(entry, tuple) for entry in given):
+        raise ValueError(
+            "named_parameters should be a sequence of tuples (name, parameter), usually produced by "
+            "model.named_parameters()."
+        )
+    names = [name for name, _ in given]
+    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if duplicates:
+        raise ValueError(
+            f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(duplicates)}"
+        )
+    by_parameter = {parameter: name for name, parameter in given}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    unnamed = [tuple(parameter.shape) for parameter in parameters if parameter not in by_parameter]
+    if unnamed:
+        raise ValueError(
+            "named_parameters was specified, but one or more model parameters were not named. "
+            f"Their shapes: {unnamed}"
+        )
+    return {parameter: by_parameter[parameter] for parameter in parameters}
+
+
+def _default_names(parameters: Iterable[torch.Tensor], group: int) -> list[tuple[str, torch.Tensor]]:
+    return [(f"allreduce.noname.{group}.{index}", parameter) for index, parameter in enumerate(parameters)]
+
+
+def _adopt(optimizer: torch.optim.Optimizer) -> None:
+    """Put `_DistributedOptimizer` before the optimizer's class, in the object itself."""
+    base = optimizer.__class__
+    # A scheduler made before has put its own `step` into the object, which calls the step of `base`.
+    scheduled = optimizer.__dict__.pop("step", None)
+    optimizer.__class__ = type(base.__name__, (_DistributedOptimizer, base), {"__module__": base.__module__})
+    if scheduled is not None:
+        optimizer.step = _noticed_by_scheduler(optimizer)  # type: ignore[method-assign]
+
+
+def _noticed_by_scheduler(optimizer: torch.optim.Optimizer) -> Any:
+    reference = weakref.ref(optimizer)
+    step = optimizer.__class__.step
+
+    @functools.wraps(step)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        alive = reference()
+        assert alive is not None
+        setattr(alive, "_opt_called", True)  # noqa: B010 (an attribute that only torch's schedulers know)
+        return step(alive, *args, **kwargs)
+
+    setattr(wrapped, "_wrapped_by_lr_sched", True)  # noqa: B010
+    return wrapped

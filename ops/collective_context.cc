@@ -1,0 +1,89 @@
+#include "ops/collective_context.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+
+namespace hvd {
+namespace {
+
+constexpr std::uint64_t kChannels = 1 << 16;
+constexpr int kSequenceBits = 20;  // messages of one call between two ranks; the bits above tell calls apart
+
+}  // namespace
+
+CollectiveContext::CollectiveContext(Loop& loop, Fabric& fabric, MembershipRef membership, Settings settings)
+    : loop_(loop),
+      fabric_(fabric),
+      membership_(std::move(membership)),
+      settings_(std::move(settings)),
+      sent_(static_cast<std::size_t>(membership_->size())),
+      received_(static_cast<std::size_t>(membership_->size())) {
+  const std::optional<int> index = membership_->index_of(fabric_.rank());
+  HVD_CHECK(index.has_value());
+  rank_ = *index;
+}
+
+CollectiveContext::~CollectiveContext() { cancel(Status::internal("the call has ended")); }
+
+TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std::size_t bytes) {
+  auto transfer = std::make_shared<Transfer>(loop_, settings_.priority);
+  transfer->direction = direction;
+  transfer->peer = membership_->ranks[static_cast<std::size_t>(peer)];
+  auto& counters = direction == Transfer::Direction::kSend ? sent_ : received_;
+  // A channel number comes round again; the sequence then starts elsewhere, so what a failed call left behind
+  // can never be taken for a message of a later one.
+  const auto round = static_cast<std::uint32_t>(settings_.call / kChannels) << kSequenceBits;
+  transfer->key = {settings_.process_set, static_cast<std::uint16_t>(settings_.call % kChannels),
+                   round + counters[static_cast<std::size_t>(peer)]++};
+  transfer->bytes = bytes;
+  transfer->keep_alive = settings_.keep_alive;
+  return transfer;
+}
+
+Pending CollectiveContext::start(TransferRef transfer) {
+  if (!cancelled_.ok()) {
+    transfer->complete(cancelled_);
+    return Pending(std::move(transfer));
+  }
+  fabric_.start(transfer);
+  if (!transfer->done()) {
+    if (in_flight_.size() >= sweep_at_) {
+      std::erase_if(in_flight_, [](const TransferRef& one) { return one->done(); });
+      sweep_at_ = std::max<std::size_t>(32, 2 * in_flight_.size());
+    }
+    in_flight_.push_back(transfer);
+  }
+  return Pending(std::move(transfer));
+}
+
+Pending CollectiveContext::send(int to, std::span<const std::byte> bytes) {
+  TransferRef transfer = make(Transfer::Direction::kSend, to, bytes.size());
+  transfer->data = bytes.data();
+  return start(std::move(transfer));
+}
+
+Pending CollectiveContext::receive(int from, std::span<std::byte> place) {
+  TransferRef transfer = make(Transfer::Direction::kReceive, from, place.size());
+  transfer->arrival.out = place.data();
+  return start(std::move(transfer));
+}
+
+Pending CollectiveContext::receive_combine(int from, std::span<std::byte> out, const std::byte* own,
+                                           const Reducer& reducer, OperandOrder order) {
+  TransferRef transfer = make(Transfer::Direction::kReceive, from, out.size());
+  transfer->arrival = {out.data(), own, reducer.combine, reducer.element_bytes,
+                       order == OperandOrder::kIncomingFirst};
+  return start(std::move(transfer));
+}
+
+void CollectiveContext::cancel(const Status& reason) {
+  if (!cancelled_.ok()) return;
+  cancelled_ = reason;
+  const std::vector<TransferRef> ended = std::move(in_flight_);
+  for (const TransferRef& transfer : ended) {
+    if (!transfer->done()) fabric_.cancel(transfer, reason);
+  }
+}
+
+}  // namespace hvd

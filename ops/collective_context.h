@@ -1,0 +1,66 @@
+// What one call in flight has: its members, its channel, its way to send and receive, and its end.
+// All that an algorithm sees beside memory. Runs under the Turn.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ops/membership.h"
+#include "ops/reduce/reducer.h"
+#include "ops/transport/fabric.h"
+
+namespace hvd {
+
+/// Which operand the arriving bytes are, so that both sides of an exchange compute the same bits.
+enum class OperandOrder : std::uint8_t { kOwnFirst, kIncomingFirst };
+
+class CollectiveContext {
+ public:
+  struct Settings {
+    std::uint16_t process_set = 0;
+    std::uint64_t call = 0;  ///< number of the call within its set: names its channel
+    Priority priority = 0;
+    std::size_t segment_bytes = std::size_t{256} << 10;
+    std::shared_ptr<void> keep_alive;  ///< memory of the call; transports hold it as long as they need it
+  };
+
+  CollectiveContext(Loop& loop, Fabric& fabric, MembershipRef membership, Settings settings);
+  CollectiveContext(const CollectiveContext&) = delete;
+  CollectiveContext& operator=(const CollectiveContext&) = delete;
+  /// Ends whatever is still in flight.
+  ~CollectiveContext();
+
+  int rank() const { return rank_; }  ///< in the process set, like every rank below
+  int size() const { return membership_->size(); }
+  std::size_t segment_bytes() const { return settings_.segment_bytes; }
+
+  /// Each ends with a Status: arrived, or cancelled, or a lost peer. Memory stays valid until then.
+  Pending send(int to, std::span<const std::byte> bytes);
+  Pending receive(int from, std::span<std::byte> place);
+  /// Receives as many bytes as `out` has and combines each element with `own` into `out` (which may be `own`).
+  Pending receive_combine(int from, std::span<std::byte> out, const std::byte* own, const Reducer& reducer,
+                          OperandOrder order = OperandOrder::kOwnFirst);
+
+  /// Ends everything in flight, and at once whatever is started later. The first reason stays.
+  void cancel(const Status& reason);
+  const Status& cancelled() const { return cancelled_; }
+
+ private:
+  TransferRef make(Transfer::Direction direction, int peer, std::size_t bytes);
+  Pending start(TransferRef transfer);
+
+  Loop& loop_;
+  Fabric& fabric_;
+  MembershipRef membership_;
+  Settings settings_;
+  int rank_;
+  std::vector<std::uint32_t> sent_;      // messages so far, by rank in the set
+  std::vector<std::uint32_t> received_;
+  std::vector<TransferRef> in_flight_;   // finished ones are swept out now and then
+  std::size_t sweep_at_ = 32;
+  Status cancelled_;
+};
+
+}  // namespace hvd

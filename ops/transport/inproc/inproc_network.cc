@@ -1,0 +1,121 @@
+#include "ops/transport/inproc/inproc_network.h"
+
+#include <atomic>
+#include <bit>
+#include <utility>
+
+#include "common/check.h"
+#include "common/guarded.h"
+#include "ops/transport/byte_ring.h"
+
+namespace hvd {
+
+struct InprocNetwork::Rank {
+  std::atomic<bool> sleeping{false};
+  std::atomic<bool> gone{false};
+  Guarded<Poller*> poller{nullptr};
+
+  void wake() {
+    poller.with([](Poller* sleeper) {
+      if (sleeper != nullptr) sleeper->wake();
+    });
+  }
+};
+
+struct InprocNetwork::Ring {
+  explicit Ring(std::size_t bytes)
+      : memory(static_cast<std::byte*>(::operator new(bytes, std::align_val_t(64)))), size(bytes) {}
+  ~Ring() { ::operator delete(memory, std::align_val_t(64)); }
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+
+  ByteRingControl control;
+  std::byte* memory;  // not touched before it is used
+  std::size_t size;
+};
+
+class InprocLink final : public Link {
+ public:
+  InprocLink(std::shared_ptr<InprocNetwork::Rank> peer, std::shared_ptr<InprocNetwork::Ring> out,
+             std::shared_ptr<InprocNetwork::Ring> in)
+      : peer_(std::move(peer)),
+        out_(std::move(out)),
+        in_(std::move(in)),
+        writer_(out_->control, {out_->memory, out_->size}),
+        reader_(in_->control, {in_->memory, in_->size}) {}
+
+  std::size_t write_some(std::span<const std::byte> bytes) override {
+    const std::size_t count = writer_.write_some(bytes);
+    if (count > 0) must_ring_ = true;
+    return count;
+  }
+  std::span<const std::byte> peek() override { return reader_.peek(); }
+  void consume(std::size_t count) override {
+    reader_.consume(count);
+    if (reader_.writer_is_blocked()) must_ring_ = true;
+  }
+  void ring() override {
+    if (std::exchange(must_ring_, false) && peer_->sleeping.load()) peer_->wake();
+  }
+  bool has_news() override {
+    return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_->gone.load();
+  }
+  Status failure() override {
+    if (!peer_->gone.load() || !reader_.peek().empty()) return {};
+    return Status::internal("its process has gone");
+  }
+
+ private:
+  std::shared_ptr<InprocNetwork::Rank> peer_;
+  std::shared_ptr<InprocNetwork::Ring> out_;
+  std::shared_ptr<InprocNetwork::Ring> in_;
+  ByteRingWriter writer_;
+  ByteRingReader reader_;
+  bool must_ring_ = false;
+};
+
+class InprocWakeup final : public Wakeup {
+ public:
+  InprocWakeup(std::vector<std::shared_ptr<InprocNetwork::Rank>> ranks, int self)
+      : ranks_(std::move(ranks)), self_(*ranks_[static_cast<std::size_t>(self)]) {}
+  ~InprocWakeup() override {
+    self_.poller.with([](Poller*& poller) { poller = nullptr; });
+    self_.gone.store(true);
+    for (const auto& rank : ranks_) rank->wake();
+  }
+
+  int fd() const override { return -1; }
+  void set_sleeping(bool sleeping) override { self_.sleeping.store(sleeping); }
+  void refresh() override {}
+
+ private:
+  std::vector<std::shared_ptr<InprocNetwork::Rank>> ranks_;
+  InprocNetwork::Rank& self_;
+};
+
+InprocNetwork::InprocNetwork(int size, std::size_t ring_bytes) : ring_bytes_(std::bit_ceil(ring_bytes)) {
+  const auto ranks = static_cast<std::size_t>(size);
+  for (std::size_t i = 0; i < ranks; ++i) ranks_.push_back(std::make_shared<Rank>());
+  for (std::size_t i = 0; i < ranks * ranks; ++i) rings_.push_back(std::make_shared<Ring>(ring_bytes_));
+}
+
+InprocNetwork::~InprocNetwork() = default;
+
+std::unique_ptr<StreamTransport> InprocNetwork::connect(int rank, Poller& poller, StreamTransport::Settings settings) {
+  const auto self = static_cast<std::size_t>(rank);
+  const std::size_t ranks = ranks_.size();
+  ranks_[self]->poller.with([&](Poller*& place) { place = &poller; });
+  settings.name = "in-process";
+  settings.rank = rank;
+  settings.size = size();
+  auto transport = std::make_unique<StreamTransport>(std::move(settings), std::make_unique<InprocWakeup>(ranks_, rank));
+  for (std::size_t peer = 0; peer < ranks; ++peer) {
+    if (peer == self) continue;
+    transport->add_peer(static_cast<int>(peer),
+                        std::make_unique<InprocLink>(ranks_[peer], rings_[self * ranks + peer],
+                                                     rings_[peer * ranks + self]));
+  }
+  return transport;
+}
+
+}  // namespace hvd

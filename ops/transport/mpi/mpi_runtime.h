@@ -1,0 +1,68 @@
+// MPI as seen by the engine: found and opened at run time, a way to meet at init and a transport for bulk data.
+// Used by the thread that runs init or shutdown; the transports that it makes run under the Turn.
+//
+// MPI can be started once a process, so the library, its communicator and what MPI still holds of our memory stay
+// until the process ends; a MpiRuntime is a lease of them, and closing one and opening another is cheap.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <horovod_cpp/status.h>
+
+#include "ops/transport/bootstrap.h"
+#include "ops/transport/mpi/mpi_limits.h"
+#include "ops/transport/transport.h"
+
+namespace hvd {
+
+struct MpiProcess;
+
+class MpiRuntime {
+ public:
+  /// Opens libmpi and our module, and initialises MPI unless the program has done so (which is then left to the
+  /// program to finalise). Where we initialise it, blocks until all ranks of the job do the same.
+  /// kUnavailable: no MPI, with where it was looked for and how to get it; kPrecondition: the program's MPI cannot be
+  /// used (finalised, too low a thread level, started by another MPI's launcher).
+  static Result<std::unique_ptr<MpiRuntime>> open();
+
+  /// True when this process has an MPI library loaded and MPI is initialised and not finalised. Loads nothing.
+  static bool already_initialised();
+  /// True when the environment says that an MPI launcher (mpirun, mpiexec, srun with PMI) started this process.
+  static bool launched_by_mpi();
+
+  /// The job has failed: when this process exits, it leaves without MPI_Finalize, which would wait for lost ranks.
+  /// Any thread; at any time; cannot be taken back.
+  static void skip_finalize();
+
+  MpiRuntime(const MpiRuntime&) = delete;
+  MpiRuntime& operator=(const MpiRuntime&) = delete;
+  /// After the transports that it made. Does not finalise MPI: that happens when the process exits, if we initialised
+  /// it, no MpiRuntime is open, nothing has failed and all ranks come to their exit.
+  ~MpiRuntime();
+
+  /// Lives as long as the runtime. Its rank and size are those of MPI_COMM_WORLD. After an allgather that has failed
+  /// every later one fails too: MPI cannot take back half a collective call.
+  Bootstrap& bootstrap();
+
+  /// Carries transfers only: `post` is a bug of the caller. Every rank of the job makes its own, with the rank and size
+  /// of `bootstrap()` and the same `generation`, after the same allgather. Must be destroyed before the runtime; never
+  /// blocks on a lost peer.
+  std::unique_ptr<Transport> make_transport(int rank, int size, std::uint32_t generation, MpiLimits limits = {});
+
+  /// False: MPI_THREAD_SERIALIZED, where the program must not call MPI while horovod_cpp runs.
+  bool threads_multiple() const;
+  /// What the MPI library says of itself, such as "Open MPI v4.1.4, ...".
+  std::string library_version() const;
+
+ private:
+  explicit MpiRuntime(MpiProcess& process);
+
+  MpiProcess& process_;
+  std::unique_ptr<Bootstrap> bootstrap_;
+};
+
+}  // namespace hvd

@@ -1,0 +1,80 @@
+#include "ops/transport/shm/shm_link.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace hvd {
+namespace {
+
+// The reader starts on a piece while the next one is copied in; also keeps a piece within the smallest ring.
+constexpr std::size_t kPieceBytes = std::size_t{32} << 10;
+
+std::string process_text(const ShmPeer& peer) {
+  return peer.pid > 0 ? fmt::format("its process (pid {})", peer.pid) : std::string("its process");
+}
+
+}  // namespace
+
+ShmLink::ShmLink(int rank, const ShmPeer& peer)
+    : ShmLink(peer, rank < peer.rank ? peer.control().to_higher : peer.control().to_lower,
+              rank < peer.rank ? peer.ring_to_higher() : peer.ring_to_lower(),
+              rank < peer.rank ? peer.control().to_lower : peer.control().to_higher,
+              rank < peer.rank ? peer.ring_to_lower() : peer.ring_to_higher()) {}
+
+ShmLink::ShmLink(const ShmPeer& peer, ByteRingControl& out, std::span<std::byte> out_ring, ByteRingControl& in,
+                 std::span<std::byte> in_ring)
+    : peer_(peer),
+      peer_sleeps_(reinterpret_cast<const ShmPresence*>(peer.presence.bytes().data())->sleeps),
+      in_written_(in.written),
+      writer_(out, out_ring),
+      reader_(in, in_ring) {}
+
+std::size_t ShmLink::write_some(std::span<const std::byte> bytes) {
+  // A piece is never longer than the ring, so that no position that a peer may write leads out of it.
+  const std::size_t longest = std::min(kPieceBytes, peer_.ring_bytes);
+  std::size_t written = 0;
+  while (written < bytes.size()) {
+    const std::size_t wanted = std::min(longest, bytes.size() - written);
+    const std::size_t count = writer_.write_some(bytes.subspan(written, wanted));
+    written += count;
+    if (count < wanted) break;
+  }
+  if (written > 0) must_ring_ = true;
+  return written;
+}
+
+void ShmLink::consume(std::size_t count) {
+  consumed_ += count;
+  reader_.consume(count);
+  if (reader_.writer_is_blocked()) must_ring_ = true;
+}
+
+void ShmLink::ring() {
+  if (!std::exchange(must_ring_, false)) return;
+  const std::uint64_t sleep = peer_sleeps_.load();
+  // Once a sleep is enough: the doorbell stays up until the peer has looked.
+  if (sleep % 2 == 0 || sleep == rung_sleep_) return;
+  rung_sleep_ = sleep;
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t put = ::write(peer_.doorbell.get(), &one, sizeof one);
+}
+
+bool ShmLink::has_news() {
+  return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_.gone;
+}
+
+Status ShmLink::failure() {
+  if (in_written_.load() - consumed_ > peer_.ring_bytes) {
+    return Status::internal(fmt::format("{} wrote positions into the shared memory that cannot be right",
+                                        process_text(peer_)));
+  }
+  if (!peer_.gone || !reader_.peek().empty()) return {};
+  if (peer_.ended) return Status::internal(fmt::format("{} has ended", process_text(peer_)));
+  return Status::internal(fmt::format("{} is ending or has closed the connection", process_text(peer_)));
+}
+
+}  // namespace hvd

@@ -1,0 +1,426 @@
+#include "ops/transport/stream_transport.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "common/check.h"
+
+namespace hvd {
+namespace {
+
+constexpr std::size_t kInlinePayload = 1024;  // up to here a payload is copied behind its header: one write
+constexpr std::array<std::byte, kFrameAlignment> kPadding{};
+
+TransferKey key_of(const FrameHeader& header) { return {header.process_set, header.channel, header.sequence}; }
+
+std::vector<std::byte> head_with_payload(const FrameHeader& header, std::span<const std::byte> payload) {
+  const EncodedHeader encoded = encode(header);
+  std::vector<std::byte> head(encoded.size() + payload.size() + padding_after(payload.size()));
+  std::memcpy(head.data(), encoded.data(), encoded.size());
+  if (!payload.empty()) std::memcpy(head.data() + encoded.size(), payload.data(), payload.size());
+  return head;
+}
+
+}  // namespace
+
+StreamTransport::StreamTransport(Settings settings, std::unique_ptr<Wakeup> wakeup)
+    : settings_(std::move(settings)), wakeup_(std::move(wakeup)), peers_(static_cast<std::size_t>(settings_.size)) {}
+
+StreamTransport::~StreamTransport() = default;
+
+void StreamTransport::add_peer(int rank, std::unique_ptr<Link> link) {
+  auto peer = std::make_unique<Peer>();
+  peer->rank = rank;
+  peer->link = std::move(link);
+  active_.push_back(peer.get());
+  peers_[static_cast<std::size_t>(rank)] = std::move(peer);
+}
+
+FrameHeader StreamTransport::header_for(FrameKind kind, const TransferKey& key, std::uint64_t bytes) const {
+  FrameHeader header;
+  header.generation = settings_.generation;
+  header.kind = kind;
+  header.process_set = key.process_set;
+  header.channel = key.channel;
+  header.sender = static_cast<std::uint32_t>(settings_.rank);
+  header.sequence = key.sequence;
+  header.bytes = bytes;
+  return header;
+}
+
+// ---- going out ------------------------------------------------------------------------------------------------------
+
+void StreamTransport::do_post(int rank, std::vector<std::byte> message) {
+  Peer& peer = peer_of(rank);
+  if (!peer.lost.ok() || peer.left) return;
+  FrameHeader header = header_for(FrameKind::kControl, {}, message.size());
+  header.payload_crc = checksum(message);
+  peer.control_out.push_back({head_with_payload(header, message), nullptr});
+  write(peer);
+}
+
+void StreamTransport::say_goodbye(int rank) {
+  Peer& peer = peer_of(rank);
+  if (!peer.lost.ok() || peer.said_goodbye) return;
+  peer.said_goodbye = true;
+  peer.data_out.push_back({head_with_payload(header_for(FrameKind::kGoodbye, {}, 0), {}), nullptr});
+  write(peer);
+}
+
+bool StreamTransport::flushed() const {
+  return std::all_of(active_.begin(), active_.end(), [](const Peer* peer) {
+    return !peer->lost.ok() || peer->left ||
+           (!peer->current && peer->control_out.empty() && peer->data_out.empty());
+  });
+}
+
+void StreamTransport::do_start(const TransferRef& transfer) {
+  Peer& peer = peer_of(transfer->peer);
+  if (!peer.lost.ok()) {
+    transfer->complete(peer.lost);
+    return;
+  }
+  if (transfer->direction == Transfer::Direction::kReceive) {
+    start_receive(peer, transfer);
+    return;
+  }
+  if (transfer->bytes <= settings_.eager_limit_bytes) {
+    queue_data(peer, FrameKind::kEager, transfer);
+    return;
+  }
+  const auto credit = peer.credits_without_send.find(transfer->key);
+  if (credit == peer.credits_without_send.end()) {
+    peer.sends_without_credit.emplace(transfer->key, transfer);
+    return;
+  }
+  const std::uint64_t credited = credit->second;
+  peer.credits_without_send.erase(credit);
+  peer.sends_without_credit.emplace(transfer->key, transfer);
+  send_credited(peer, transfer->key, credited);
+}
+
+void StreamTransport::queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer) {
+  const FrameHeader header = header_for(kind, transfer->key, transfer->bytes);
+  if (transfer->bytes <= kInlinePayload) {
+    peer.data_out.push_back({head_with_payload(header, {transfer->data, transfer->bytes}), nullptr});
+    transfer->complete({});
+  } else {
+    peer.data_out.push_back({head_with_payload(header, {}), transfer, padding_after(transfer->bytes)});
+  }
+  write(peer);
+}
+
+void StreamTransport::send_credited(Peer& peer, const TransferKey& key, std::uint64_t credited) {
+  const auto waiting = peer.sends_without_credit.find(key);
+  if (waiting == peer.sends_without_credit.end()) {
+    peer.credits_without_send[key] = credited;
+    return;
+  }
+  const TransferRef transfer = std::move(waiting->second);
+  peer.sends_without_credit.erase(waiting);
+  if (credited != transfer->bytes) {
+    transfer->complete(Status::internal(fmt::format("rank {} expects {} bytes where this rank sends {} (channel {}/{})",
+                                                    peer.rank, credited, transfer->bytes, key.process_set,
+                                                    key.channel)));
+    return;
+  }
+  queue_data(peer, FrameKind::kBulk, transfer);
+}
+
+bool StreamTransport::write(Peer& peer) {
+  std::size_t budget = settings_.budget_bytes;
+  bool moved = false;
+  while (budget > 0) {
+    if (!peer.current) {
+      std::deque<Outgoing>& queue = peer.control_out.empty() ? peer.data_out : peer.control_out;
+      if (queue.empty()) break;
+      peer.current = std::move(queue.front());
+      queue.pop_front();
+    }
+    if (!write_current(peer, budget)) break;
+    moved = true;
+  }
+  if (moved) peer.link->ring();
+  return moved;
+}
+
+// Writes one stretch of the current frame. False when the link took nothing.
+bool StreamTransport::write_current(Peer& peer, std::size_t& budget) {
+  Outgoing& out = *peer.current;
+  std::span<const std::byte> stretch;
+  const std::size_t body = out.transfer ? out.transfer->bytes : 0;
+  if (out.written < out.head.size()) {
+    stretch = std::span<const std::byte>(out.head).subspan(out.written);
+  } else if (out.written < out.head.size() + body) {
+    stretch = {out.transfer->data + (out.written - out.head.size()), body - (out.written - out.head.size())};
+  } else {
+    stretch = std::span(kPadding).first(out.total() - out.written);
+  }
+  const std::size_t count = peer.link->write_some(stretch.first(std::min(stretch.size(), budget)));
+  if (count == 0) return false;
+  budget -= std::min(budget, count);
+  out.written += count;
+  if (out.written == out.total()) {
+    const TransferRef sent = std::move(out.transfer);
+    peer.current.reset();
+    if (sent) sent->complete({});
+  }
+  return true;
+}
+
+// ---- coming in ------------------------------------------------------------------------------------------------------
+
+void StreamTransport::start_receive(Peer& peer, const TransferRef& transfer) {
+  const auto arrived = peer.unexpected.find(transfer->key);
+  if (arrived != peer.unexpected.end()) {
+    const std::vector<std::byte> bytes = std::move(arrived->second);
+    peer.unexpected.erase(arrived);
+    if (bytes.size() != transfer->bytes) {
+      transfer->complete(Status::internal(fmt::format("rank {} sent {} bytes where this rank expects {}", peer.rank,
+                                                      bytes.size(), transfer->bytes)));
+      return;
+    }
+    transfer->deliver(bytes);
+    transfer->complete({});
+    return;
+  }
+  if (peer.left) {
+    transfer->complete(lost_status(peer, Status::internal("it has left the job")));
+    return;
+  }
+  peer.receives.emplace(transfer->key, transfer);
+  if (transfer->bytes > settings_.eager_limit_bytes) grant_credit(peer, transfer->key, transfer->bytes);
+}
+
+void StreamTransport::grant_credit(Peer& peer, const TransferKey& key, std::uint64_t bytes) {
+  peer.control_out.push_back({head_with_payload(header_for(FrameKind::kCredit, key, bytes), {}), nullptr});
+  write(peer);
+}
+
+bool StreamTransport::read(Peer& peer) {
+  std::size_t budget = settings_.budget_bytes;
+  bool moved = false;
+  while (budget > 0) {
+    if (const std::size_t placed = read_payload_in_place(peer); placed > 0) {
+      budget -= std::min(budget, placed);
+      moved = true;
+    }
+    std::span<const std::byte> bytes = peer.link->peek();
+    if (bytes.empty()) break;
+    bytes = bytes.first(std::min(bytes.size(), budget));
+    budget -= bytes.size();
+    moved = true;
+    std::span<const std::byte> rest = bytes;
+    Status status;
+    while (!rest.empty() && status.ok()) {
+      if (!peer.in.in_frame()) {
+        status = read_header(peer, rest);
+        continue;
+      }
+      const std::size_t payload = static_cast<std::size_t>(std::min<std::uint64_t>(rest.size(), peer.in.payload_left));
+      take_payload(peer, rest.first(payload));
+      rest = rest.subspan(payload);
+      const std::size_t padding = std::min(rest.size(), peer.in.padding_left);
+      peer.in.padding_left -= padding;
+      rest = rest.subspan(padding);
+      if (peer.in.payload_left == 0 && peer.in.padding_left == 0) status = end_frame(peer);
+    }
+    peer.link->consume(bytes.size());
+    if (!status.ok()) {
+      lose(peer, status);
+      return true;
+    }
+  }
+  if (moved) peer.link->ring();
+  return moved;
+}
+
+Status StreamTransport::read_header(Peer& peer, std::span<const std::byte>& bytes) {
+  Incoming& in = peer.in;
+  const std::size_t count = std::min(kFrameHeaderBytes - in.header_bytes, bytes.size());
+  std::memcpy(in.encoded.data() + in.header_bytes, bytes.data(), count);
+  in.header_bytes += count;
+  bytes = bytes.subspan(count);
+  if (!in.in_frame()) return {};
+  Result<FrameHeader> header = decode_header(in.encoded);
+  if (!header) return header.status();
+  in.header = *header;
+  return begin_frame(peer);
+}
+
+Status StreamTransport::begin_frame(Peer& peer) {
+  Incoming& in = peer.in;
+  const FrameHeader& header = in.header;
+  if (header.sender != static_cast<std::uint32_t>(peer.rank)) {
+    return Status::internal(fmt::format("a frame says that rank {} sent it", header.sender));
+  }
+  in.payload_left = payload_bytes(header);
+  in.padding_left = padding_after(in.payload_left);
+  in.discard = header.generation != settings_.generation;
+  if (!in.discard) {
+    if (header.kind == FrameKind::kControl) {
+      in.buffered.reserve(static_cast<std::size_t>(in.payload_left));
+    } else if (header.kind == FrameKind::kEager || header.kind == FrameKind::kBulk) {
+      HVD_RETURN_IF_ERROR(begin_transfer(peer, key_of(header)));
+    }
+  }
+  if (in.payload_left == 0 && in.padding_left == 0) return end_frame(peer);
+  return {};
+}
+
+Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
+  Incoming& in = peer.in;
+  const auto posted = peer.receives.find(key);
+  if (posted != peer.receives.end()) {
+    in.transfer = std::move(posted->second);
+    peer.receives.erase(posted);
+    if (in.transfer->bytes == in.header.bytes) return {};
+    in.transfer->complete(Status::internal(fmt::format("rank {} sent {} bytes where this rank expects {}", peer.rank,
+                                                       in.header.bytes, in.transfer->bytes)));
+    in.transfer.reset();
+    in.discard = true;
+    return {};
+  }
+  if (in.header.kind == FrameKind::kEager) {
+    if (in.header.bytes > settings_.eager_limit_bytes) {
+      return Status::internal(fmt::format("an eager frame of {} bytes; the limit is {}", in.header.bytes,
+                                          settings_.eager_limit_bytes));
+    }
+    return {};
+  }
+  if (peer.abandoned.erase(key) == 0) return Status::internal("it sent a payload that was not asked for");
+  in.discard = true;
+  return {};
+}
+
+void StreamTransport::take_payload(Peer& peer, std::span<const std::byte> piece) {
+  Incoming& in = peer.in;
+  in.payload_left -= piece.size();
+  if (in.discard) return;
+  if (in.transfer) {
+    in.transfer->deliver(piece);
+  } else {
+    in.buffered.insert(in.buffered.end(), piece.begin(), piece.end());
+  }
+}
+
+// A large payload that is only copied goes from the link to its place at once, where the link can do that.
+std::size_t StreamTransport::read_payload_in_place(Peer& peer) {
+  constexpr std::uint64_t worthwhile = 16 << 10;
+  Incoming& in = peer.in;
+  if (!in.transfer || in.payload_left < worthwhile || in.transfer->done() || in.transfer->arrival.combine != nullptr) {
+    return 0;
+  }
+  const std::size_t wanted = static_cast<std::size_t>(std::min<std::uint64_t>(in.payload_left, settings_.budget_bytes));
+  const std::size_t count = peer.link->read_into({in.transfer->arrival.out + in.transfer->delivered(), wanted});
+  in.transfer->skip(count);
+  in.payload_left -= count;
+  if (count > 0 && in.payload_left == 0 && in.padding_left == 0) {
+    [[maybe_unused]] const Status never_fails = end_frame(peer);
+  }
+  return count;
+}
+
+Status StreamTransport::end_frame(Peer& peer) {
+  // The state is reset first: what the frame sets off may come back here through the owner.
+  Incoming in = std::exchange(peer.in, Incoming());
+  if (in.discard) return {};
+  switch (in.header.kind) {
+    case FrameKind::kControl:
+      if (checksum(in.buffered) != in.header.payload_crc) {
+        return Status::internal("a control message has a wrong checksum");
+      }
+      deliver_control(peer.rank, in.buffered);
+      return {};
+    case FrameKind::kEager:
+    case FrameKind::kBulk:
+      if (in.transfer) {
+        in.transfer->complete({});
+      } else {
+        peer.unexpected[key_of(in.header)] = std::move(in.buffered);
+      }
+      return {};
+    case FrameKind::kCredit:
+      send_credited(peer, key_of(in.header), in.header.bytes);
+      return {};
+    case FrameKind::kGoodbye:
+      peer.left = true;
+      end_transfers(peer, lost_status(peer, Status::internal("it has left the job")));
+      events().on_goodbye(peer.rank);
+      return {};
+  }
+  return {};
+}
+
+// ---- life and death -------------------------------------------------------------------------------------------------
+
+bool StreamTransport::progress() {
+  wakeup_->refresh();
+  bool moved = false;
+  for (Peer* peer : active_) {
+    if (!peer->lost.ok()) continue;
+    if (read(*peer)) moved = true;
+    if (!peer->lost.ok()) continue;
+    if (write(*peer)) moved = true;
+    if (const Status failure = peer->link->failure(); !failure.ok()) {
+      lose(*peer, failure);
+      moved = true;
+    }
+  }
+  return moved;
+}
+
+bool StreamTransport::arm() {
+  wakeup_->set_sleeping(true);
+  return std::none_of(active_.begin(), active_.end(),
+                      [](Peer* peer) { return peer->lost.ok() && peer->link->has_news(); });
+}
+
+void StreamTransport::disarm() { wakeup_->set_sleeping(false); }
+
+Status StreamTransport::lost_status(const Peer& peer, const Status& cause) const {
+  return Status::internal(fmt::format("rank {} is lost ({}): {}", peer.rank, settings_.name, cause.text()));
+}
+
+void StreamTransport::lose(Peer& peer, const Status& cause) {
+  peer.lost = lost_status(peer, cause);
+  const bool expected = peer.left || peer.said_goodbye;
+  end_transfers(peer, peer.lost);
+  if (!expected) events().on_peer_lost(peer.rank, peer.lost);
+}
+
+void StreamTransport::end_transfers(Peer& peer, const Status& status) {
+  std::vector<TransferRef> ended;
+  for (auto& [key, transfer] : peer.receives) ended.push_back(transfer);
+  for (auto& [key, transfer] : peer.sends_without_credit) ended.push_back(transfer);
+  for (Outgoing& out : peer.data_out) {
+    if (out.transfer) ended.push_back(out.transfer);
+  }
+  if (peer.current && peer.current->transfer) ended.push_back(peer.current->transfer);
+  if (peer.in.transfer) ended.push_back(peer.in.transfer);
+  peer.receives.clear();
+  peer.sends_without_credit.clear();
+  peer.data_out.clear();
+  peer.control_out.clear();
+  peer.current.reset();
+  for (const TransferRef& transfer : ended) transfer->complete(status);
+}
+
+void StreamTransport::cancel(const TransferRef& transfer, const Status& status) {
+  if (transfer->done()) return;
+  Peer& peer = peer_of(transfer->peer);
+  if (transfer->direction == Transfer::Direction::kReceive) {
+    if (peer.receives.erase(transfer->key) > 0 && transfer->bytes > settings_.eager_limit_bytes) {
+      peer.abandoned[transfer->key] = transfer->bytes;
+    }
+  } else {
+    peer.sends_without_credit.erase(transfer->key);
+    std::erase_if(peer.data_out, [&](const Outgoing& out) { return out.transfer == transfer; });
+  }
+  transfer->complete(status);  // a frame that is half-way out keeps the transfer, and so its memory, until it is out
+}
+
+}  // namespace hvd

@@ -1,0 +1,63 @@
+#include "ops/transport/transport.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace hvd {
+namespace {
+
+void flip_one_bit(std::span<std::byte> message) {
+  if (!message.empty()) message[message.size() / 2] ^= std::byte{0x10};
+}
+
+}  // namespace
+
+void Transport::post(int peer, std::vector<std::byte> message) {
+  switch (fault_at(FaultPoint::kControlSend, peer)) {
+    case FaultAction::kDrop:
+    case FaultAction::kFail:
+      return;
+    case FaultAction::kCorrupt:
+      flip_one_bit(message);
+      break;
+    case FaultAction::kPass:
+      break;
+  }
+  ++statistics_.control_messages_sent;
+  statistics_.control_bytes_sent += static_cast<std::int64_t>(message.size());
+  do_post(peer, std::move(message));
+}
+
+void Transport::start(const TransferRef& transfer) {
+  const bool sends = transfer->direction == Transfer::Direction::kSend;
+  switch (fault_at(sends ? FaultPoint::kSegmentSend : FaultPoint::kSegmentReceive, transfer->peer)) {
+    case FaultAction::kDrop:
+      return;
+    case FaultAction::kFail:
+      transfer->complete(Status::internal(
+          fmt::format("a fault was injected into a transfer with rank {} (HOROVOD_FAULT)", transfer->peer)));
+      return;
+    case FaultAction::kCorrupt:
+    case FaultAction::kPass:
+      break;
+  }
+  if (sends) statistics_.data_bytes_sent += static_cast<std::int64_t>(transfer->bytes);
+  do_start(transfer);
+}
+
+void Transport::deliver_control(int peer, std::span<std::byte> message) {
+  switch (fault_at(FaultPoint::kControlReceive, peer)) {
+    case FaultAction::kDrop:
+    case FaultAction::kFail:
+      return;
+    case FaultAction::kCorrupt:
+      flip_one_bit(message);
+      break;
+    case FaultAction::kPass:
+      break;
+  }
+  events_->on_control(peer, message);
+}
+
+}  // namespace hvd

@@ -1,0 +1,96 @@
+// Moves bytes between this rank and its peers: small control messages that wake their receiver, and transfers of
+// bulk data. Knows ranks, bytes and channels; nothing of tensors, operations or negotiation.
+// Everything runs under the Turn of the rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <horovod_cpp/status.h>
+
+#include "common/fault.h"
+#include "ops/transport/transfer.h"
+
+namespace hvd {
+
+/// What a transport tells its owner, from inside `progress`.
+class TransportEvents {
+ public:
+  virtual ~TransportEvents() = default;
+  /// A control message, in the order in which `peer` posted it. `message` is valid during the call.
+  virtual void on_control(int peer, std::span<const std::byte> message) = 0;
+  /// The peer is gone without a farewell (`status` says how it showed), told once.
+  virtual void on_peer_lost(int peer, const Status& status) = 0;
+  /// The peer has said goodbye: it will send nothing more.
+  virtual void on_goodbye(int peer) = 0;
+};
+
+struct TransportStatistics {
+  std::int64_t control_messages_sent = 0;
+  std::int64_t control_bytes_sent = 0;
+  std::int64_t data_bytes_sent = 0;
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  virtual std::string_view name() const = 0;
+
+  /// Both must be set before the first other call and outlive the transport; `fault` may be nullptr.
+  void set_events(TransportEvents& events) { events_ = &events; }
+  void set_fault_hook(FaultHook* fault) { fault_ = fault; }
+
+  /// Queues a control message; it reaches the peer in order, and wakes it. Never blocks, never fails: a peer that
+  /// is lost is told through `on_peer_lost`.
+  void post(int peer, std::vector<std::byte> message);
+
+  /// Starts a transfer; it ends through `Transfer::complete`. The receive has exactly the bytes of the send.
+  /// Sends and receives of one key pair up however far apart they start. The memory is the transport's until the
+  /// transfer has ended *and* `keep_alive` was let go.
+  void start(const TransferRef& transfer);
+
+  /// Ends a transfer early with `status`. A send that is half-way is finished behind the scenes.
+  virtual void cancel(const TransferRef& transfer, const Status& status) = 0;
+
+  /// Moves what can be moved without waiting, at most about 256 KiB a peer. True when anything moved.
+  virtual bool progress() = 0;
+
+  /// Before the owner sleeps: from now on peers ring. False when something arrived meanwhile: progress again.
+  virtual bool arm() = 0;
+  /// The owner is awake: peers need not ring.
+  virtual void disarm() = 0;
+  /// Readable when `progress` has work; -1 for a transport that cannot wake a sleeper.
+  virtual int wake_fd() const = 0;
+  /// True while something is in flight that only repeated `progress` calls will move (MPI).
+  virtual bool needs_polling() const { return false; }
+
+  /// Says goodbye to `peer`; what was queued before still goes out.
+  virtual void say_goodbye(int peer) = 0;
+  /// True when nothing waits to go out.
+  virtual bool flushed() const = 0;
+
+  const TransportStatistics& statistics() const { return statistics_; }
+
+ protected:
+  virtual void do_post(int peer, std::vector<std::byte> message) = 0;
+  virtual void do_start(const TransferRef& transfer) = 0;
+
+  /// For implementations: hands a control message to the owner, past the fault hook.
+  void deliver_control(int peer, std::span<std::byte> message);
+  TransportEvents& events() { return *events_; }
+
+ private:
+  FaultAction fault_at(FaultPoint point, int peer) {
+    return fault_ == nullptr ? FaultAction::kPass : fault_->at(point, peer);
+  }
+
+  TransportEvents* events_ = nullptr;
+  FaultHook* fault_ = nullptr;
+  TransportStatistics statistics_;
+};
+
+}  // namespace hvd
