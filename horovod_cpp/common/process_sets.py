@@ -12,9 +12,7 @@ from typing import Any
 from horovod_cpp import _core
 from horovod_cpp.common import exceptions
 
-DYNAMIC_OFF = (
-    "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization."
-)
+DYNAMIC_OFF = "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization."
 _bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
 
 

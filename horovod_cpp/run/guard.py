@@ -6,6 +6,7 @@ process groups of all ranks are killed: PR_SET_PDEATHSIG alone would leave what 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -64,10 +65,8 @@ def _watch_over(read_end: int) -> None:
 
 def kill_group(process_group: int, number: int) -> None:
     """Send a signal to a process group that may be gone."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_group, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def die_with_parent(parent: int) -> None:

@@ -40,7 +40,7 @@ class RankStream:
     """One output stream of one rank: reads the pipe without blocking, writes tagged lines to `targets`."""
 
     def __init__(self, source: int, target: int, tag: bytes, raw_copy: int | None) -> None:
-        """Args: source: our end of the rank's pipe. target: file descriptor for the user. raw_copy: a file, untagged."""
+        """Own `source`, the reading end of a pipe, and `raw_copy`, a file for untagged bytes; write to `target`."""
         self.source = source
         self._target = target
         self._raw_copy = raw_copy

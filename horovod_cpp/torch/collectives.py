@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -44,7 +44,7 @@ def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
     if average is not None:
         if op is not None:
             raise ValueError("The op parameter supersedes average. Please provide only one of them.")
-        warnings.warn("the parameter average is deprecated; use op=hvd.Average or op=hvd.Sum", DeprecationWarning, 4)
+        warnings.warn("the parameter average is deprecated; use op=hvd.Average or op=hvd.Sum", DeprecationWarning, 3)
         return Average if average else Sum
     if op == Adasum:
         raise NotImplementedError("op=Adasum is not implemented yet; use Average or Sum")
@@ -53,6 +53,10 @@ def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
 
 def _needs_gradient(tensor: torch.Tensor) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _apply(function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> torch.Tensor:
+    return cast(torch.Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def _allreduce(
@@ -125,7 +129,7 @@ def allreduce(
     op = resolve_reduce_op(op, average)
     compressed, context = compression.compress(tensor)
     arguments = (compressed, name, op, prescale_factor, postscale_factor, process_set, call_site())
-    reduced: torch.Tensor = _Allreduce.apply(*arguments) if _needs_gradient(compressed) else _allreduce(*arguments)
+    reduced = _apply(_Allreduce, arguments) if _needs_gradient(compressed) else _allreduce(*arguments)
     return compression.decompress(reduced, context)
 
 
@@ -144,9 +148,7 @@ def allreduce_async(
     """
     op = resolve_reduce_op(op, average)
     return _register(
-        operations.start_allreduce(
-            tensor, False, name, op, prescale_factor, postscale_factor, process_set, call_site()
-        )
+        operations.start_allreduce(tensor, False, name, op, prescale_factor, postscale_factor, process_set, call_site())
     )
 
 
@@ -219,14 +221,11 @@ def allgather(
     """
     arguments = (tensor, name, process_set, call_site())
     if _needs_gradient(tensor):
-        gathered: torch.Tensor = _Allgather.apply(*arguments)
-        return gathered
+        return _apply(_Allgather, arguments)
     return _allgather(*arguments)
 
 
-def allgather_async(
-    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
-) -> int:
+def allgather_async(tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> int:
     """Start what `allgather` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
     return _register(operations.start_allgather(tensor, name, process_set, call_site()))
 
@@ -272,8 +271,7 @@ def broadcast(
     """
     arguments = (tensor, root_rank, name, process_set, call_site())
     if _needs_gradient(tensor):
-        received: torch.Tensor = _Broadcast.apply(*arguments)
-        return received
+        return _apply(_Broadcast, arguments)
     return _broadcast(*arguments)
 
 
@@ -294,9 +292,7 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
     """Overwrite `tensor` with the root's, otherwise as `broadcast`. Blocks. Not differentiable. Returns `tensor`."""
-    return operations.start_broadcast(
-        tensor, True, root_rank, name, process_set, call_site(), caller_waits=True
-    ).wait()
+    return operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site(), caller_waits=True).wait()
 
 
 def broadcast_async_(

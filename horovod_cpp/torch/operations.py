@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
@@ -54,8 +55,7 @@ class Pending:
         except _core.Error as error:
             raise exceptions.HorovodInternalError(str(error)) from None
         if self._output is None:
-            gathered: torch.Tensor = torch.from_dlpack(self._handle.to_dlpack())
-            return gathered
+            return from_dlpack(self._handle.to_dlpack())
         if self._copy_to is None:
             return self._output
         with torch.no_grad():
@@ -145,7 +145,7 @@ def _place(tensor: torch.Tensor, in_place: bool) -> tuple[torch.Tensor, torch.Te
         if in_place:
             return tensor, tensor, None
         return tensor, torch.empty_like(tensor, requires_grad=False), None
-    if in_place and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
+    if in_place and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ValueError("an expanded tensor cannot be the output: its elements share memory; call clone() first")
     copy = _plain_copy(tensor)
     return copy, copy, tensor if in_place else None

@@ -65,7 +65,7 @@ class _Reduction:
     def add(self, parameter: torch.Tensor, name: str) -> None:
         """Reduce this parameter from now on."""
         gradient = _Gradient(parameter, name, self.passes)
-        gradient.hook = parameter.register_post_accumulate_grad_hook(_hook(weakref.ref(self), gradient))
+        gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
     def remove_hooks(self) -> None:
@@ -147,6 +147,11 @@ def _hook(reduction: weakref.ref[_Reduction], gradient: _Gradient) -> Callable[[
     return on_accumulated
 
 
+def _register_hook(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
 class _DistributedOptimizer(torch.optim.Optimizer):
     """Comes before the class of the user's optimizer; see `DistributedOptimizer`."""
 
@@ -210,7 +215,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         """Wait for the reduced gradients, then do the optimizer's step. With a closure, wait after each call of it."""
         if not self._should_synchronize:
             self._synchronized = False
-            return super().step(closure)  # type: ignore[arg-type]
+            return super().step(closure)
         if self._synchronized:
             warnings.warn(
                 "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
@@ -223,7 +228,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         else:
             closure = self._synchronizing(closure)
         self._synchronized = False
-        result = super().step(closure)  # type: ignore[arg-type]
+        result = super().step(closure)
         self._synchronized = False
         return result
 
@@ -248,7 +253,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none=set_to_none)
 
 
-def DistributedOptimizer(  # noqa: N802
+def DistributedOptimizer(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
     compression: type[Compressor] = Compression.none,
@@ -341,8 +346,7 @@ def _parameter_names(
     unnamed = [tuple(parameter.shape) for parameter in parameters if parameter not in by_parameter]
     if unnamed:
         raise ValueError(
-            "named_parameters was specified, but one or more model parameters were not named. "
-            f"Their shapes: {unnamed}"
+            f"named_parameters was specified, but one or more model parameters were not named. Their shapes: {unnamed}"
         )
     return {parameter: by_parameter[parameter] for parameter in parameters}
 

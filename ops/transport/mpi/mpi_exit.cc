@@ -32,18 +32,18 @@ enum class Exit { kTogether, kAlone };
 Exit meet_at_exit(MpiProcess& process) {
   const MpiApi& api = *process.api;
   MpiRequest barrier{};
-  if (!process.endpoint || api.barrier(&barrier) != 0) return Exit::kAlone;
+  if (!process.unusable.ok() || !process.endpoint || api.barrier(&barrier) != 0) return Exit::kAlone;
   TimePoint look = std::chrono::steady_clock::now() + kLookAround;
   int dead = -1;
+  int tries = 100;  // after a death was seen: what the dead one sent before may still be on its way
   bool passed = false;
   const auto ended = [&] {
     MpiOutcome outcome{};
     int finished = 0;
-    const bool dead_before = dead >= 0;
     if (api.test(&barrier, 1, &outcome, &finished) != 0) return true;
     passed = finished == 1 && outcome.error == 0;
-    if (finished == 1 || dead_before) return true;
-    if (std::chrono::steady_clock::now() >= look) {
+    if (finished == 1 || (dead >= 0 && --tries == 0)) return true;
+    if (dead < 0 && std::chrono::steady_clock::now() >= look) {
       dead = dead_neighbour(process.seats, process.rank);
       look = std::chrono::steady_clock::now() + kLookAround;
     }

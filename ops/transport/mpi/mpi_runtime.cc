@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <charconv>
@@ -27,13 +28,11 @@ namespace {
 MpiProcess* the_process = nullptr;
 std::atomic<bool> skip_finalize_flag{false};
 
-struct Launcher {
-  const char* variable;  // number of ranks, for its ranks
-};
-constexpr std::array kLaunchers{Launcher{"OMPI_COMM_WORLD_SIZE"}, Launcher{"PMI_SIZE"}};
+// Where launchers tell their ranks how many there are.
+constexpr std::array kSizeVariables{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
 
-std::optional<int> launched_size(const Launcher& launcher) {
-  const auto text = environment(launcher.variable);
+std::optional<int> launched_size(const char* variable) {
+  const auto text = environment(variable);
   int size = 0;
   if (!text || std::from_chars(text->data(), text->data() + text->size(), size).ec != std::errc()) return std::nullopt;
   return size;
@@ -41,15 +40,15 @@ std::optional<int> launched_size(const Launcher& launcher) {
 
 // An MPI that is started by another one's launcher sees as many jobs of one rank, and says nothing.
 Status check_launcher(const MpiProcess& process) {
-  for (const Launcher& launcher : kLaunchers) {
-    const auto size = launched_size(launcher);
+  for (const char* variable : kSizeVariables) {
+    const auto size = launched_size(variable);
     if (!size || *size <= 1 || process.size != 1) continue;
     std::array<char, 512> version{};
     process.api->library_version(version.data(), version.size());
     return Status::precondition(fmt::format(
         "the launcher started {} ranks ({}={}) but MPI sees 1: it is the launcher of another MPI than the one in use "
         "('{}'); start the job with the mpirun of that MPI, or name the launcher's library in HOROVOD_MPI_LIBRARY",
-        *size, launcher.variable, *size, version.data()));
+        *size, variable, *size, version.data()));
   }
   return {};
 }
@@ -107,14 +106,14 @@ Status start_mpi(MpiProcess& process) {
 
 // The first open starts MPI; whatever it finds is the answer of later ones too, except that MPI was not there.
 Status ensure_process() {
-  static Status started;
-  if (the_process != nullptr) return started;
-  Result<const MpiApi*> api = load_mpi(default_mpi_search());
-  if (!api) return api.status();
-  the_process = new MpiProcess;
-  the_process->api = *api;
-  started = start_mpi(*the_process);
-  return started;
+  if (the_process == nullptr) {
+    Result<const MpiApi*> api = load_mpi(default_mpi_search());
+    if (!api) return api.status();
+    the_process = std::make_unique<MpiProcess>().release();
+    the_process->api = *api;
+    the_process->unusable = start_mpi(*the_process);
+  }
+  return the_process->unusable;
 }
 
 }  // namespace
@@ -134,10 +133,8 @@ Result<std::unique_ptr<MpiRuntime>> MpiRuntime::open() {
 bool MpiRuntime::already_initialised() { return mpi_in_use(); }
 
 bool MpiRuntime::launched_by_mpi() {
-  for (const Launcher& launcher : kLaunchers) {
-    if (launched_size(launcher)) return true;
-  }
-  return false;
+  return std::any_of(kSizeVariables.begin(), kSizeVariables.end(),
+                     [](const char* variable) { return launched_size(variable).has_value(); });
 }
 
 void MpiRuntime::skip_finalize() { skip_finalize_flag = true; }

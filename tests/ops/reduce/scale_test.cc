@@ -71,7 +71,8 @@ Bits reference_divide(DataType type, Bits element, int divisor) {
 TEST_P(Scaling, MultipliesEveryElement) {
   std::mt19937_64 random = testing::seeded_generator();
   for (const DataTypeInfo& row : kDataTypes) {
-    for (const double factor : {1.0, 0.0, -0.0, 0.5, -1.5, 1.0 / 3.0, 0.1, 3e10, -3e38, 1e-30, kInfinity, kNan, kNanOfOnes}) {
+    for (const double factor :
+         {1.0, 0.0, -0.0, 0.5, -1.5, 1.0 / 3.0, 0.1, 3e10, -3e38, 1e-30, kInfinity, kNan, kNanOfOnes}) {
       for (const std::size_t count : kCounts) {
         const std::vector<Bits> values = testing::random_elements(row.type, count, random);
         const std::vector<Bits> got = scaled(row.type, values, factor, /*offset=*/count % 4);

@@ -1,0 +1,358 @@
+// The C ABI over a session. Holds the one process-wide variable of the engine: the current session.
+
+#include <horovod_cpp/c_api.h>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <utility>
+
+#include "horovod_cpp/engine/session.h"
+
+struct hvd_handle {
+  hvd::HandleRef state;
+  std::shared_ptr<hvd::Session> session;
+  hvd::OpKind op;
+  std::byte* output = nullptr;  // the caller's, where there is one
+  hvd::Shape shape;
+  std::size_t bytes = 0;
+};
+
+namespace {
+
+using hvd::Status;
+using hvd::StatusCode;
+
+// init, shutdown and the pointer to the session. Operations hold the session itself, so a shutdown in another thread
+// cannot take it from under them.
+struct Current {
+  std::mutex changing;  // one init or shutdown at a time
+  hvd::Guarded<std::shared_ptr<hvd::Session>> session;
+};
+
+Current& current() {
+  static auto* instance = new Current;  // never destroyed: handles may outlive static destructors
+  return *instance;
+}
+
+std::shared_ptr<hvd::Session> session() {
+  return current().session.with([](const auto& session) { return session; });
+}
+
+std::string& last_error() {
+  static thread_local std::string text;
+  return text;
+}
+
+int report(const Status& status) {
+  last_error() = status.text();
+  return static_cast<int>(status.code());
+}
+
+Status not_initialised() { return Status::precondition("Horovod has not been initialized; use hvd.init()."); }
+
+// Nothing below throws on purpose; what the standard library throws becomes a code here.
+template <typename Body>
+int guarded(Body body) noexcept {
+  try {
+    return report(body());
+  } catch (const std::bad_alloc&) {
+    return report(Status::internal("out of memory"));
+  } catch (const std::exception& error) {
+    return report(Status::internal(error.what()));
+  }
+}
+
+template <typename Body>
+int with_session(Body body) noexcept {
+  return guarded([&]() -> Status {
+    const std::shared_ptr<hvd::Session> here = session();
+    return here ? body(here) : not_initialised();
+  });
+}
+
+// The part of a caller's struct that both sides know.
+template <typename Struct>
+Struct read_struct(const Struct* given) {
+  Struct known{};
+  if (given != nullptr) std::memcpy(&known, given, std::min<std::size_t>(given->struct_bytes, sizeof known));
+  return known;
+}
+
+template <typename Struct>
+void write_struct(Struct* place, Struct filled) {
+  filled.struct_bytes = place->struct_bytes;
+  std::memcpy(place, &filled, std::min<std::size_t>(place->struct_bytes, sizeof filled));
+}
+
+Status check_tensor(const hvd_tensor& tensor, const char* what) {
+  if (tensor.dimensions < 0 || tensor.dimensions > 64 || (tensor.dimensions > 0 && tensor.shape == nullptr)) {
+    return Status::invalid_argument(fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
+  }
+  if (tensor.memory_kind != HVD_HOST) {
+    return Status::invalid_argument(
+        fmt::format("{} lies in memory of kind {}; only host memory (0) is supported", what, tensor.memory_kind));
+  }
+  return {};
+}
+
+hvd::Shape shape_of(const hvd_tensor& tensor) {
+  return {tensor.shape, tensor.shape + tensor.dimensions};
+}
+
+Status read_request(const hvd_operation& operation, hvd::Request& request) {
+  if (operation.op < HVD_ALLREDUCE || operation.op > HVD_BARRIER) {
+    return Status::invalid_argument(fmt::format("operation number {} is not known", operation.op));
+  }
+  if (operation.process_set < 0 || operation.process_set > 0xffff) {
+    return Status::invalid_argument(
+        fmt::format("Process set provided does not exist, or has not been registered. (id {})", operation.process_set));
+  }
+  request.key.op = static_cast<hvd::OpKind>(operation.op);
+  request.key.process_set = static_cast<hvd::ProcessSetId>(operation.process_set);
+  if (operation.name != nullptr) request.key.name = operation.name;
+  if (request.key.op == hvd::OpKind::kBarrier) return {};
+  HVD_RETURN_IF_ERROR(check_tensor(operation.input, "the input"));
+  request.dtype = static_cast<hvd::DataType>(operation.input.dtype);
+  request.shape = shape_of(operation.input);
+  if (request.key.op == hvd::OpKind::kAllreduce) {
+    request.reduce_op = static_cast<hvd::ReduceOp>(operation.reduce_op);
+    request.prescale = operation.prescale;
+    request.postscale = operation.postscale;
+  }
+  if (request.key.op == hvd::OpKind::kBroadcast) request.root_rank = operation.root_rank;
+  return {};
+}
+
+// Memory that an operation on a tensor needs; an empty tensor may have none.
+Status check_memory(const hvd::Request& request, const hvd_operation& operation) {
+  if (request.key.op == hvd::OpKind::kBarrier) return {};
+  hvd::Result<std::int64_t> count = hvd::element_count(request.shape);
+  if (!count) return count.status();
+  const bool needs_output = request.key.op != hvd::OpKind::kAllgather;
+  if (*count > 0 && (operation.input.data == nullptr || (needs_output && operation.output.data == nullptr))) {
+    return Status::invalid_argument(fmt::format("{} '{}': a tensor of shape {} comes without memory",
+                                                hvd::name_of(request.key.op), request.key.name,
+                                                hvd::shape_text(request.shape)));
+  }
+  return {};
+}
+
+Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& operation, hvd_handle** handle) {
+  hvd::TensorEntry entry;
+  HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
+  HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
+  const hvd::Request& request = entry.request;
+  auto made = std::make_unique<hvd_handle>();
+  made->state = std::make_shared<hvd::HandleState>();
+  made->session = here;
+  made->op = request.key.op;
+  made->shape = request.shape;
+  made->output = static_cast<std::byte*>(operation.output.data);
+  const hvd::Result<std::int64_t> count = hvd::element_count(request.shape);
+  made->bytes = static_cast<std::size_t>(count.value()) * hvd::size_of(request.dtype);
+  entry.input = static_cast<const std::byte*>(operation.input.data);
+  entry.output = made->output;
+  entry.handle = made->state;
+  // A refused operation must not release what it never took over: armed only once the queue has it.
+  auto armed = std::make_shared<std::shared_ptr<void>>();
+  entry.keep_alive = armed;
+  const std::string call_site = operation.call_site_file != nullptr
+                                    ? fmt::format("{}:{}", operation.call_site_file, operation.call_site_line)
+                                    : std::string();
+  HVD_RETURN_IF_ERROR(here->runtime().enqueue(std::move(entry), call_site));
+  *armed = here->releases().guard(operation.keep_alive, operation.release);
+  if (operation.caller_waits == 0) here->loop().notify();
+  *handle = made.release();
+  return {};
+}
+
+// A collective of the engine's own, waited for.
+hvd::Result<hvd::HandleRef> run_set_operation(hvd::Session& here, hvd::OpKind op, hvd::Shape ranks) {
+  if (!here.runtime().options().dynamic_process_sets) {
+    return Status::precondition(
+        "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization.");
+  }
+  hvd::TensorEntry entry;
+  entry.request.key.op = op;
+  entry.request.shape = std::move(ranks);
+  auto state = std::make_shared<hvd::HandleState>();
+  entry.handle = state;
+  HVD_RETURN_IF_ERROR(here.runtime().enqueue(std::move(entry), ""));
+  here.loop().notify();
+  here.loop().wait(*state, hvd::kNever);
+  HVD_RETURN_IF_ERROR(state->status());
+  return state;
+}
+
+std::vector<int> sorted(const hvd_rank_list& list) {
+  std::vector<int> ranks(list.ranks, list.ranks + std::max(list.count, 0));
+  std::sort(ranks.begin(), ranks.end());
+  return ranks;
+}
+
+}  // namespace
+
+extern "C" {
+
+int hvd_init(const hvd_init_options* options) {
+  return guarded([&]() -> Status {
+    const std::lock_guard changing(current().changing);
+    if (session()) return {};
+    const hvd_init_options given = read_struct(options);
+    if (given.comm.count > 0) {
+      return Status::invalid_argument("init(comm=[ranks]) is not supported: start the job with those ranks alone");
+    }
+    hvd::Session::Settings settings;
+    for (int i = 0; i < given.process_set_count; ++i) settings.process_sets.push_back(sorted(given.process_sets[i]));
+    hvd::Result<std::unique_ptr<hvd::Session>> started = hvd::Session::start(settings);
+    if (!started) return started.status();
+    std::shared_ptr<hvd::Session> here = std::move(started).value();
+    current().session.with([&](auto& place) { place = std::move(here); });
+    return {};
+  });
+}
+
+int hvd_shutdown(void) {
+  return guarded([]() -> Status {
+    const std::lock_guard changing(current().changing);
+    std::shared_ptr<hvd::Session> here =
+        current().session.with([](auto& place) { return std::exchange(place, nullptr); });
+    if (!here) return {};
+    here->loop().shut_down();
+    here->releases().collect();
+    return {};
+  });
+}
+
+int hvd_is_initialized(void) { return session() ? 1 : 0; }
+
+const char* hvd_last_error(void) { return last_error().c_str(); }
+
+const char* hvd_version(void) { return HVD_VERSION_TEXT; }
+
+int hvd_abi_version(void) { return HVD_ABI_VERSION; }
+
+int hvd_get_topology(hvd_topology* topology) {
+  return with_session([&](const auto& here) -> Status {
+    const hvd::Topology& known = here->topology();
+    hvd_topology filled{};
+    filled.rank = known.rank;
+    filled.size = known.size;
+    filled.local_rank = known.local_rank;
+    filled.local_size = known.local_size;
+    filled.cross_rank = known.cross_rank;
+    filled.cross_size = known.cross_size;
+    filled.is_homogeneous = known.homogeneous ? 1 : 0;
+    filled.mpi_enabled = known.mpi_enabled ? 1 : 0;
+    filled.mpi_threads_supported = known.mpi_threads_supported ? 1 : 0;
+    write_struct(topology, filled);
+    return {};
+  });
+}
+
+int hvd_mpi_built(void) { return HVD_MPI_BUILT; }
+
+int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id) {
+  return with_session([&](const auto& here) -> Status {
+    const std::vector<int> members = sorted(*ranks);
+    auto done = run_set_operation(*here, hvd::OpKind::kProcessSetAdd, {members.begin(), members.end()});
+    if (!done) return done.status();
+    *id = done.value()->output().process_set;
+    return {};
+  });
+}
+
+int hvd_process_set_remove(int32_t id) {
+  return with_session([&](const auto& here) -> Status {
+    return run_set_operation(*here, hvd::OpKind::kProcessSetRemove, {id}).status();
+  });
+}
+
+int hvd_process_set_ids(int32_t* ids, int32_t capacity, int32_t* count) {
+  return with_session([&](const auto& here) -> Status {
+    const std::vector<hvd::ProcessSetId> known = here->runtime().process_set_ids();
+    *count = static_cast<int32_t>(known.size());
+    for (int32_t i = 0; i < std::min(capacity, *count); ++i) ids[i] = known[static_cast<std::size_t>(i)];
+    return {};
+  });
+}
+
+int hvd_process_set_ranks(int32_t id, int32_t* ranks, int32_t capacity, int32_t* count) {
+  return with_session([&](const auto& here) -> Status {
+    const hvd::MembershipRef members =
+        id < 0 || id > 0xffff ? nullptr : here->runtime().process_set(static_cast<hvd::ProcessSetId>(id));
+    if (!members) return Status::invalid_argument(fmt::format("process set {} does not exist", id));
+    *count = members->size();
+    for (int32_t i = 0; i < std::min(capacity, *count); ++i) ranks[i] = members->ranks[static_cast<std::size_t>(i)];
+    return {};
+  });
+}
+
+int hvd_enqueue(const hvd_operation* operation, hvd_handle** handle) {
+  return with_session([&](const auto& here) -> Status {
+    here->releases().collect();
+    return enqueue(here, read_struct(operation), handle);
+  });
+}
+
+int hvd_handle_wait(hvd_handle* handle, int64_t limit_nanoseconds) {
+  return guarded([&]() -> Status {
+    const hvd::TimePoint deadline = limit_nanoseconds < 0
+                                        ? hvd::kNever
+                                        : handle->session->runtime().clock().now() + hvd::Duration(limit_nanoseconds);
+    const bool done = handle->session->loop().wait(*handle->state, deadline);
+    handle->session->releases().collect();
+    if (!done) return Status::deadline_exceeded("the operation has not ended yet");
+    return handle->state->status();
+  });
+}
+
+int hvd_handle_poll(const hvd_handle* handle) { return handle->state->done() ? 1 : 0; }
+
+int hvd_handle_output(hvd_handle* handle, hvd_output* output) {
+  return guarded([&]() -> Status {
+    if (!handle->state->done()) return Status::precondition("the operation has not ended yet; wait for its handle");
+    HVD_RETURN_IF_ERROR(handle->state->status());
+    hvd::OperationOutput& result = handle->state->output();
+    const bool gathered = handle->op == hvd::OpKind::kAllgather;
+    const hvd::Shape& shape = gathered ? result.shape : handle->shape;
+    hvd_output filled{};
+    filled.dimensions = static_cast<int32_t>(shape.size());
+    filled.shape = shape.data();
+    filled.data = gathered ? result.data : handle->output;
+    filled.bytes = static_cast<int64_t>(gathered ? result.bytes : handle->bytes);
+    write_struct(output, filled);
+    return {};
+  });
+}
+
+void hvd_handle_destroy(hvd_handle* handle) { delete handle; }
+
+void hvd_collect_released(void) {
+  if (const auto here = session()) here->releases().collect();
+}
+
+int hvd_get_statistics(hvd_statistics* statistics) {
+  return with_session([&](const auto& here) -> Status {
+    const hvd::RuntimeStatistics known = here->runtime().statistics();
+    hvd_statistics filled{};
+    filled.operations_done = known.executor.operations_done;
+    filled.operations_failed = known.executor.operations_failed;
+    filled.bytes_reduced = known.executor.bytes_reduced;
+    filled.collective_calls = known.executor.collective_calls;
+    filled.control_messages_sent = known.transport.control_messages_sent;
+    filled.control_bytes_sent = known.transport.control_bytes_sent;
+    filled.data_bytes_sent = known.transport.data_bytes_sent;
+    filled.cache_hits = known.cache_hits;
+    filled.background_cpu_nanoseconds = here->loop().cpu_time().count();
+    filled.background_wakeups = here->loop().wakeups();
+    write_struct(statistics, filled);
+    return {};
+  });
+}
+
+}  // extern "C"

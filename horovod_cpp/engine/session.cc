@@ -1,0 +1,112 @@
+#include "horovod_cpp/engine/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "common/env_options.h"
+#include "common/log.h"
+
+namespace hvd {
+namespace {
+
+Topology topology_of(const Joined& joined, const Connection& connection) {
+  Topology topology;
+  topology.rank = connection.rank;
+  topology.size = connection.size;
+  topology.local_rank = connection.local_rank;
+  topology.local_size = connection.local_size;
+  topology.cross_rank = connection.cross_rank;
+  topology.cross_size = connection.cross_size;
+  topology.homogeneous = connection.homogeneous;
+  topology.mpi_enabled = joined.mpi() != nullptr;
+  topology.mpi_threads_supported = joined.mpi() != nullptr && joined.mpi()->threads_multiple();
+  return topology;
+}
+
+MembershipRef everyone(const Connection& connection) {
+  auto membership = std::make_shared<Membership>();
+  for (int rank = 0; rank < connection.size; ++rank) membership->ranks.push_back(rank);
+  membership->hosts = connection.hosts;
+  return membership;
+}
+
+// Sorts the ranks of each static set and checks them against the size of the job.
+Result<std::vector<std::vector<int>>> checked_sets(std::vector<std::vector<int>> sets, int size) {
+  std::set<std::vector<int>> seen;
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    std::vector<int>& ranks = sets[i];
+    std::sort(ranks.begin(), ranks.end());
+    const bool repeats = std::adjacent_find(ranks.begin(), ranks.end()) != ranks.end();
+    if (ranks.empty() || ranks.front() < 0 || ranks.back() >= size || repeats) {
+      return Status::invalid_argument(fmt::format(
+          "process_sets entry number {} needs different ranks from 0 to {}, it has [{}]", i, size - 1,
+          fmt::join(ranks, ", ")));
+    }
+    if (!seen.insert(ranks).second || static_cast<int>(ranks.size()) == size) {
+      return Status::invalid_argument(
+          fmt::format("Horovod could not be initialized because process_sets entry number {} is a duplicate: [{}]", i,
+                      fmt::join(ranks, ", ")));
+    }
+  }
+  return sets;
+}
+
+std::string sets_text(const std::vector<std::vector<int>>& sets) {
+  std::string text;
+  for (const std::vector<int>& ranks : sets) text += fmt::format("[{}]", fmt::join(ranks, ","));
+  return text;
+}
+
+}  // namespace
+
+Session::Session(Options options) : options_(std::move(options)) {}
+
+Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
+  Result<Options> options = options_from_environment();
+  if (!options) return options.status();
+  std::unique_ptr<Session> session(new Session(std::move(options).value()));
+  const Options& set = session->options_;
+  const TimePoint deadline = session->clock_.now() + set.start_timeout;
+
+  Result<std::unique_ptr<Joined>> joined = join_job(deadline);
+  if (!joined) return joined.status();
+  session->joined_ = std::move(joined).value();
+  Bootstrap& bootstrap = session->joined_->bootstrap();
+  log::configure(static_cast<log::Level>(set.log_level), set.log_hide_time, bootstrap.rank(), bootstrap.size());
+
+  Result<std::vector<std::vector<int>>> sets = checked_sets(settings.process_sets, bootstrap.size());
+  if (!sets) return sets.status();
+  Handshake handshake;
+  handshake.extra = {{"process_sets", sets_text(*sets)}};
+  Result<Connection> connection = connect_all(*session->joined_, set, handshake, deadline);
+  if (!connection) return connection.status();
+  session->topology_ = topology_of(*session->joined_, *connection);
+
+  Result<std::unique_ptr<FaultPlan>> fault = FaultPlan::parse(set.fault, connection->rank);
+  if (!fault) return fault.status();
+  session->fault_ = std::move(fault).value();
+
+  Result<std::unique_ptr<EpollPoller>> poller = EpollPoller::create(session->clock_);
+  if (!poller) return poller.status();
+  session->poller_ = std::move(poller).value();
+  HVD_RETURN_IF_ERROR(connection->fabric->watch_with(*session->poller_));
+
+  Runtime::Settings runtime;
+  runtime.everyone = everyone(*connection);
+  runtime.process_sets = std::move(sets).value();
+  runtime.options = set;
+  runtime.fault = session->fault_->empty() ? nullptr : session->fault_.get();
+  session->runtime_ =
+      std::make_unique<Runtime>(std::move(connection->fabric), session->clock_, std::move(runtime));
+  session->loop_ = std::make_unique<BackgroundLoop>(*session->runtime_, *session->poller_);
+  return session;
+}
+
+Session::~Session() {
+  if (loop_) loop_->shut_down();
+}
+
+}  // namespace hvd

@@ -1,0 +1,152 @@
+"""Operations in a part of the ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from reference import all_inputs, assert_reduced, reduced
+
+import horovod_cpp.torch as hvd
+
+
+@pytest.fixture
+def even_and_odd() -> Iterator[tuple[hvd.ProcessSet, hvd.ProcessSet]]:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    even = hvd.add_process_set(range(0, hvd.size(), 2))
+    odd = hvd.add_process_set(hvd.ProcessSet(range(1, hvd.size(), 2)))
+    yield even, odd
+    assert hvd.remove_process_set(odd)
+    assert hvd.remove_process_set(even)
+
+
+Sets = tuple[hvd.ProcessSet, hvd.ProcessSet]
+
+
+def mine(sets: Sets) -> hvd.ProcessSet:
+    return sets[hvd.rank() % 2]
+
+
+def test_global_process_set() -> None:
+    assert hvd.global_process_set.process_set_id == 0
+    assert hvd.global_process_set.ranks == list(range(hvd.size()))
+    assert hvd.global_process_set.size() == hvd.size()
+    assert hvd.global_process_set.rank() == hvd.rank()
+    assert hvd.global_process_set.included()
+    assert hvd.process_set_included() and hvd.process_set_included(0)
+
+
+def test_sets_know_their_ranks(even_and_odd: Sets) -> None:
+    for parity, process_set in enumerate(even_and_odd):
+        ranks = list(range(parity, hvd.size(), 2))
+        assert process_set.ranks == ranks
+        assert process_set.size() == len(ranks)
+        assert process_set.included() == (hvd.rank() in ranks)
+        assert hvd.process_set_included(process_set.process_set_id) == (hvd.rank() in ranks)
+        assert f"ranks={ranks}" in str(process_set)
+        if hvd.rank() in ranks:
+            assert process_set.rank() == ranks.index(hvd.rank())
+        else:
+            with pytest.raises(ValueError, match="Process is not part of provided process set"):
+                process_set.rank()
+
+
+def test_operations_stay_in_their_set(even_and_odd: Sets) -> None:
+    members = list(range(hvd.rank() % 2, hvd.size(), 2))
+    inputs = all_inputs((1000,), torch.float32)
+    part = [inputs[rank] for rank in members]
+    process_set = mine(even_and_odd)
+    for op in (hvd.Sum, hvd.Average, hvd.Max):
+        result = hvd.allreduce(inputs[hvd.rank()], op=op, name="same name in both", process_set=process_set)
+        assert_reduced(result, reduced(part, op), torch.float32)
+    gathered = hvd.allgather(torch.full((hvd.rank() + 1,), hvd.rank()), process_set=process_set)
+    assert gathered.tolist() == [rank for rank in members for _ in range(rank + 1)]
+    root = members[-1]  # a global rank
+    assert torch.equal(hvd.broadcast(inputs[hvd.rank()], root, process_set=process_set), inputs[root])
+    hvd.barrier(process_set)
+
+
+def test_sets_and_the_whole_job_work_at_the_same_time(even_and_odd: Sets) -> None:
+    part, whole = [], []
+    for i in range(20):
+        part.append(hvd.allreduce_async(torch.ones(5), op=hvd.Sum, process_set=mine(even_and_odd)))
+        whole.append(hvd.allreduce_async(torch.ones(5), op=hvd.Sum, name=f"whole.{i}"))
+    for one, other in zip(part, reversed(whole), strict=True):
+        assert hvd.synchronize(one)[0].item() == mine(even_and_odd).size()
+        assert hvd.synchronize(other)[0].item() == hvd.size()
+
+
+def test_unnamed_operations_are_counted_per_set(even_and_odd: Sets) -> None:
+    if hvd.rank() % 2 == 0:
+        for _ in range(3):
+            hvd.allreduce(torch.ones(1), process_set=even_and_odd[0])
+    assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+def test_a_slow_set_does_not_hold_the_other_up(even_and_odd: Sets) -> None:
+    if hvd.size() < 4:
+        pytest.skip("needs two ranks in each set")
+    hvd.barrier()
+    started = time.monotonic()
+    if hvd.rank() == 0:
+        time.sleep(1.5)  # the slow rank is what is tested
+    hvd.barrier(mine(even_and_odd))
+    waited = time.monotonic() - started
+    assert waited >= 1.4 if hvd.rank() % 2 == 0 else waited < 1.4
+
+
+def test_gradients_in_a_set(even_and_odd: Sets) -> None:
+    process_set = mine(even_and_odd)
+    tensor = torch.ones(3, requires_grad=True)
+    hvd.allreduce(tensor, op=hvd.Sum, process_set=process_set).sum().backward()
+    assert tensor.grad.tolist() == [process_set.size()] * 3
+    rows = torch.ones(2, requires_grad=True)
+    (hvd.allgather(rows, process_set=process_set) * float(hvd.rank())).sum().backward()
+    assert rows.grad.tolist() == [sum(process_set.ranks) / process_set.size()] * 2
+
+
+def test_a_rank_outside_and_a_root_outside_are_refused(even_and_odd: Sets) -> None:
+    other = even_and_odd[1 - hvd.rank() % 2]
+    with pytest.raises(ValueError):
+        hvd.allreduce(torch.ones(2), process_set=other)
+    with pytest.raises(ValueError, match="invalid root rank"):
+        hvd.broadcast(torch.ones(2), other.ranks[0], process_set=mine(even_and_odd))
+
+
+def test_adding_and_removing() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    first = hvd.add_process_set([0])
+    with pytest.raises(ValueError):
+        hvd.add_process_set(hvd.ProcessSet([0]))
+    with pytest.raises(ValueError, match="registered already"):
+        hvd.add_process_set(first)
+    old_id = first.process_set_id
+    assert hvd.remove_process_set(first) is True
+    assert first.process_set_id is None
+    assert first.size() is None and first.rank() is None and first.included() is None
+    assert hvd.remove_process_set(first) is False
+    assert hvd.remove_process_set(hvd.global_process_set) is False
+    with pytest.raises(ValueError):
+        hvd.process_set_included(old_id)
+    again = hvd.add_process_set([0])
+    assert hvd.remove_process_set(again)
+
+
+def test_the_order_of_ranks_does_not_matter() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs a set of two in three")
+    process_set = hvd.add_process_set([1, 0] if hvd.rank() % 2 else [0, 1])
+    assert process_set.ranks == [0, 1]
+    assert hvd.remove_process_set(process_set)
+
+
+def test_bad_ranks() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        hvd.ProcessSet([0, 0])
+    for ranks in ([], [hvd.size()], [-1]):
+        with pytest.raises(ValueError):
+            hvd.add_process_set(ranks)

@@ -1,0 +1,132 @@
+"""A program that no launcher started: one rank, and what happens before init and at exit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+
+def run(code: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+    program = "import os, signal, sys, threading, time, torch\nimport horovod_cpp.torch as hvd\n" + textwrap.dedent(
+        code
+    )
+    return subprocess.run(
+        [*launcher, sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120
+    )
+
+
+HVDRUN_2 = (sys.executable, "-m", "horovod_cpp.run", "-np", "2")
+
+
+def assert_well(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_before_init() -> None:
+    assert_well(run("""
+        assert hvd.is_initialized() is False
+        for ask in (hvd.rank, hvd.size, hvd.local_rank, hvd.local_size, hvd.cross_rank, hvd.cross_size,
+                    hvd.is_homogeneous, hvd.mpi_threads_supported, hvd.mpi_enabled, hvd.gloo_enabled):
+            try:
+                ask()
+            except ValueError as error:
+                assert str(error) == "Horovod has not been initialized; use hvd.init()."
+            else:
+                sys.exit(f"{ask} gave an answer")
+        for call in (lambda: hvd.allreduce(torch.ones(1)), lambda: hvd.broadcast_async(torch.ones(1), 0),
+                     hvd.barrier):
+            try:
+                call()
+            except hvd.HorovodInternalError as error:
+                assert "Horovod has not been initialized; use hvd.init()." in str(error)
+            else:
+                sys.exit("an operation was taken")
+        assert [hvd.gloo_built(), hvd.ddl_built(), hvd.ccl_built(), hvd.cuda_built(), hvd.rocm_built()] == [False] * 5
+        assert hvd.nccl_built() == 0 and isinstance(hvd.mpi_built(), bool)
+        hvd.shutdown()
+    """))  # fmt: skip
+
+
+def test_one_rank_without_a_launcher() -> None:
+    assert_well(run("""
+        hvd.init()
+        assert (hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size()) == (0, 1, 0, 1)
+        assert hvd.allreduce(torch.ones(3)).tolist() == [1.0] * 3
+        assert hvd.allgather(torch.ones(2, 2, dtype=torch.bfloat16)).shape == (2, 2)
+        hvd.shutdown()
+        hvd.init()
+        assert hvd.broadcast(torch.ones(3), 0).tolist() == [1.0] * 3
+    """))  # fmt: skip
+
+
+def test_exit_with_operations_in_flight() -> None:
+    assert_well(run("""
+        hvd.init()
+        kept = [hvd.allreduce_async(torch.ones(1 << 20), name=f"{hvd.rank()}.{i}") for i in range(20)]
+        gathered = hvd.allgather(torch.ones(5))
+    """, *HVDRUN_2))  # fmt: skip
+
+
+def test_exit_while_a_thread_waits() -> None:
+    assert_well(run("""
+        hvd.init()
+        if hvd.rank() == 0:
+            def wait():
+                try:
+                    hvd.allreduce(torch.ones(1), name="nobody else asks for this")
+                except hvd.HorovodInternalError:
+                    pass
+            threading.Thread(target=wait, daemon=True).start()
+            time.sleep(0.3)
+        hvd.barrier()
+    """, *HVDRUN_2))  # fmt: skip
+
+
+def test_ctrl_c_ends_a_wait_at_once_and_the_handle_stays_good() -> None:
+    assert_well(run("""
+        hvd.init()
+        if hvd.rank() == 0:
+            handle = hvd.allreduce_async(torch.ones(2), name="late")
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                hvd.synchronize(handle)
+            except KeyboardInterrupt:
+                hvd.barrier()
+            else:
+                sys.exit("no KeyboardInterrupt")
+        else:
+            hvd.barrier()
+            handle = hvd.allreduce_async(torch.ones(2), name="late")
+        assert hvd.synchronize(handle).tolist() == [1.0, 1.0]
+    """, *HVDRUN_2))  # fmt: skip
+
+
+def test_a_lost_rank_is_an_error_that_names_it() -> None:
+    result = run("""
+        hvd.init()
+        hvd.barrier()
+        if hvd.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # hvdrun would end us
+        try:
+            hvd.allreduce(torch.ones(3))
+        except hvd.HorovodInternalError as error:
+            print("error:", error)
+    """, *HVDRUN_2)  # fmt: skip
+    assert result.returncode == 137
+    assert "[0] error: " in result.stdout
+    assert "rank 1" in result.stdout
+
+
+def test_a_comm_of_some_ranks_is_refused_with_a_reason() -> None:
+    assert_well(run("""
+        try:
+            hvd.init(comm=[0])
+        except ValueError as error:
+            assert "comm" in str(error)
+        else:
+            sys.exit("taken")
+        hvd.init()
+    """))  # fmt: skip
