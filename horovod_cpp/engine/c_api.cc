@@ -222,7 +222,7 @@ int hvd_shutdown(void) {
     std::shared_ptr<hvd::Session> here =
         current().session.with([](auto& place) { return std::exchange(place, nullptr); });
     if (!here) return {};
-    here->loop().shut_down();
+    here->shut_down();
     here->releases().collect();
     return {};
   });

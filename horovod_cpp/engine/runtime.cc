@@ -192,6 +192,7 @@ void Runtime::on_control(int peer, std::span<const std::byte> message) { dispatc
 
 void Runtime::on_peer_lost(int peer, const Status& status) {
   lost_[static_cast<std::size_t>(peer)] = true;
+  if (!closing_) lost_a_peer_.store(true);
   if (!closing_) log::warning("{}", status.text());
   dispatch(PeerLost{peer, status});
 }

@@ -54,6 +54,8 @@ class Runtime final : private TransportEvents {
   /// Asks for the end of the job; `finished` becomes true in a later step.
   void request_shutdown() { shutdown_wanted_.store(true); }
   bool finished() const { return finished_.load(); }
+  /// A rank has gone without a farewell.
+  bool lost_a_peer() const { return lost_a_peer_.load(); }
   RuntimeStatistics statistics() const;
   /// True when a framework thread has handed over something that no step has seen.
   bool has_new_work() const { return queue_.has_new() || shutdown_wanted_.load(); }
@@ -107,6 +109,7 @@ class Runtime final : private TransportEvents {
   TimePoint closing_deadline_ = kNever;
   TimePoint shutdown_deadline_ = kNever;
   std::atomic<bool> finished_{false};
+  std::atomic<bool> lost_a_peer_{false};
   Guarded<RuntimeStatistics> published_statistics_;
 };
 

@@ -71,7 +71,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   const Options& set = session->options_;
   const TimePoint deadline = session->clock_.now() + set.start_timeout;
 
-  Result<std::unique_ptr<Joined>> joined = join_job(deadline);
+  Result<std::unique_ptr<Joined>> joined = join_job();
   if (!joined) return joined.status();
   session->joined_ = std::move(joined).value();
   Bootstrap& bootstrap = session->joined_->bootstrap();
@@ -105,8 +105,13 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   return session;
 }
 
+void Session::shut_down() {
+  loop_->shut_down();
+  if (runtime_->lost_a_peer()) MpiRuntime::skip_finalize();  // it would wait for the dead
+}
+
 Session::~Session() {
-  if (loop_) loop_->shut_down();
+  if (loop_) shut_down();
 }
 
 }  // namespace hvd

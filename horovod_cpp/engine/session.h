@@ -33,13 +33,14 @@ class Session {
   /// Reads the environment, meets the other ranks and starts the background thread. Blocks, bounded by
   /// HOROVOD_START_TIMEOUT. kInvalidArgument: junk in a variable, or ranks whose settings differ.
   static Result<std::unique_ptr<Session>> start(const Settings& settings);
-  /// Ends the job with a farewell.
   ~Session();
 
   const Topology& topology() const { return topology_; }
   Runtime& runtime() { return *runtime_; }
   BackgroundLoop& loop() { return *loop_; }
   ReleaseQueue& releases() { return *releases_; }
+  /// Ends the job with a farewell; later calls do nothing.
+  void shut_down();
 
  private:
   explicit Session(Options options);
