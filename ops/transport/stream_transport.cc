@@ -16,6 +16,10 @@ constexpr std::array<std::byte, kFrameAlignment> kPadding{};
 
 TransferKey key_of(const FrameHeader& header) { return {header.process_set, header.channel, header.sequence}; }
 
+Status size_mismatch(int sender, std::uint64_t sent, std::size_t expected) {
+  return Status::internal(fmt::format("rank {} sent {} bytes where this rank expects {}", sender, sent, expected));
+}
+
 std::vector<std::byte> head_with_payload(const FrameHeader& header, std::span<const std::byte> payload) {
   const EncodedHeader encoded = encode(header);
   std::vector<std::byte> head(encoded.size() + payload.size() + padding_after(payload.size()));
@@ -174,13 +178,13 @@ bool StreamTransport::write_current(Peer& peer, std::size_t& budget) {
 // ---- coming in ------------------------------------------------------------------------------------------------------
 
 void StreamTransport::start_receive(Peer& peer, const TransferRef& transfer) {
+  if (adopt_frame_under_way(peer, transfer)) return;
   const auto arrived = peer.unexpected.find(transfer->key);
   if (arrived != peer.unexpected.end()) {
     const std::vector<std::byte> bytes = std::move(arrived->second);
     peer.unexpected.erase(arrived);
     if (bytes.size() != transfer->bytes) {
-      transfer->complete(Status::internal(fmt::format("rank {} sent {} bytes where this rank expects {}", peer.rank,
-                                                      bytes.size(), transfer->bytes)));
+      transfer->complete(size_mismatch(peer.rank, bytes.size(), transfer->bytes));
       return;
     }
     transfer->deliver(bytes);
@@ -193,6 +197,23 @@ void StreamTransport::start_receive(Peer& peer, const TransferRef& transfer) {
   }
   peer.receives.emplace(transfer->key, transfer);
   if (transfer->bytes > settings_.eager_limit_bytes) grant_credit(peer, transfer->key, transfer->bytes);
+}
+
+// The message may have begun to arrive before anybody asked for it: its rest then goes straight to its place.
+bool StreamTransport::adopt_frame_under_way(Peer& peer, const TransferRef& transfer) {
+  Incoming& in = peer.in;
+  const bool is_this = in.in_frame() && in.header.kind == FrameKind::kEager && !in.discard && !in.transfer &&
+                       key_of(in.header) == transfer->key;
+  if (!is_this) return false;
+  if (in.header.bytes != transfer->bytes) {
+    transfer->complete(size_mismatch(peer.rank, in.header.bytes, transfer->bytes));
+    in.discard = true;
+  } else {
+    transfer->deliver(in.buffered);
+    in.transfer = transfer;
+  }
+  in.buffered.clear();
+  return true;
 }
 
 void StreamTransport::grant_credit(Peer& peer, const TransferKey& key, std::uint64_t bytes) {
@@ -278,8 +299,7 @@ Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
     in.transfer = std::move(posted->second);
     peer.receives.erase(posted);
     if (in.transfer->bytes == in.header.bytes) return {};
-    in.transfer->complete(Status::internal(fmt::format("rank {} sent {} bytes where this rank expects {}", peer.rank,
-                                                       in.header.bytes, in.transfer->bytes)));
+    in.transfer->complete(size_mismatch(peer.rank, in.header.bytes, in.transfer->bytes));
     in.transfer.reset();
     in.discard = true;
     return {};

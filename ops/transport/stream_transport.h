@@ -102,6 +102,7 @@ class StreamTransport final : public Transport {
   void grant_credit(Peer& peer, const TransferKey& key, std::uint64_t bytes);
   void send_credited(Peer& peer, const TransferKey& key, std::uint64_t credited);
   void queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer);
+  bool adopt_frame_under_way(Peer& peer, const TransferRef& transfer);
   void start_receive(Peer& peer, const TransferRef& transfer);
   void lose(Peer& peer, const Status& status);
   void end_transfers(Peer& peer, const Status& status);
