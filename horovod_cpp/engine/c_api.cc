@@ -340,14 +340,14 @@ int hvd_get_statistics(hvd_statistics* statistics) {
   return with_session([&](const auto& here) -> Status {
     const hvd::RuntimeStatistics known = here->runtime().statistics();
     hvd_statistics filled{};
-    filled.operations_done = known.executor.operations_done;
-    filled.operations_failed = known.executor.operations_failed;
-    filled.bytes_reduced = known.executor.bytes_reduced;
-    filled.collective_calls = known.executor.collective_calls;
-    filled.control_messages_sent = known.transport.control_messages_sent;
-    filled.control_bytes_sent = known.transport.control_bytes_sent;
-    filled.data_bytes_sent = known.transport.data_bytes_sent;
-    filled.cache_hits = known.cache_hits;
+    filled.operations_done = known.executor.operations_done.value();
+    filled.operations_failed = known.executor.operations_failed.value();
+    filled.bytes_reduced = known.executor.bytes_reduced.value();
+    filled.collective_calls = known.executor.collective_calls.value();
+    filled.control_messages_sent = known.transport.control_messages_sent.value();
+    filled.control_bytes_sent = known.transport.control_bytes_sent.value();
+    filled.data_bytes_sent = known.transport.data_bytes_sent.value();
+    filled.cache_hits = known.cache_hits.value();
     filled.background_cpu_nanoseconds = here->loop().cpu_time().count();
     filled.background_wakeups = here->loop().wakeups();
     write_struct(statistics, filled);

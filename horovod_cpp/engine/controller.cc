@@ -31,7 +31,7 @@ void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
     const std::optional<int> index = membership ? membership->index_of(rank_) : std::nullopt;
     const std::optional<CacheId> id = index ? cache_.id_for(request, *index) : std::nullopt;
     if (id) {
-      ++cache_hits_;
+      cache_hits_.add(1);
       sent_as_id_[*id] = request;
       message.cached.push_back(*id);
     } else {

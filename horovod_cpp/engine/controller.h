@@ -7,6 +7,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "common/counter.h"
 #include "horovod_cpp/engine/coordinator.h"
 
 namespace hvd {
@@ -22,7 +23,8 @@ class Controller {
   Actions on_event(const Event& event, TimePoint now);
 
   bool job_has_ended() const { return ended_; }
-  std::int64_t cache_hits() const { return cache_hits_; }
+  /// Any thread.
+  Counter cache_hits() const { return cache_hits_; }
 
  private:
   bool is_coordinator() const { return coordinator_ != nullptr; }
@@ -56,7 +58,7 @@ class Controller {
   std::set<int> lost_;
   Actions actions_;
   bool ended_ = false;
-  std::int64_t cache_hits_ = 0;
+  Counter cache_hits_;
 };
 
 }  // namespace hvd

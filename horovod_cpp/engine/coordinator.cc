@@ -115,6 +115,7 @@ void Coordinator::remember(Agreement& agreement) {
     return;
   }
   const OpRule& rule = *find_op_rule(agreement.response.op);
+  if (is_generated_name(agreement.agreed.key.name)) return;
   if (!rule.cacheable || settings_.cache_capacity == 0 || agreement.response.kind != Response::Kind::kExecute) return;
   ResponseEntry& entry = agreement.response.entries.front();
   entry.cache_id = next_cache_id_++;

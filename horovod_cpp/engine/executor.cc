@@ -82,7 +82,7 @@ void Executor::start(Lane& lane, CallRef call) {
   call->context = std::make_unique<CollectiveContext>(loop_, fabric_, call->membership, std::move(settings));
   lane.running.emplace(response.call, call);
   ++in_flight_;
-  ++statistics_.collective_calls;
+  statistics_.collective_calls.add(1);
   const auto failed = lane.failed_early.find(response.call);
   if (failed != lane.failed_early.end()) {
     call->context->cancel(failed->second);
@@ -181,7 +181,7 @@ void Executor::finish(CallRef call, const Status& status) {
   if (status.ok()) {
     for (const TensorEntry& entry : call->entries) {
       if (call->response.op == OpKind::kAllreduce) {
-        statistics_.bytes_reduced += static_cast<std::int64_t>(bytes_of(call->response, entry.request.shape));
+        statistics_.bytes_reduced.add(static_cast<std::int64_t>(bytes_of(call->response, entry.request.shape)));
       }
     }
   } else {
@@ -200,7 +200,7 @@ void Executor::finish(CallRef call, const Status& status) {
 }
 
 void Executor::end_entry(TensorEntry& entry, const Status& status) {
-  ++(status.ok() ? statistics_.operations_done : statistics_.operations_failed);
+  (status.ok() ? statistics_.operations_done : statistics_.operations_failed).add(1);
   entry.handle->complete(status);
   entry.handle.reset();
 }

@@ -10,6 +10,7 @@
 
 #include <horovod_cpp/options.h>
 
+#include "common/counter.h"
 #include "common/loop/loop.h"
 #include "horovod_cpp/engine/control_plane.h"
 #include "horovod_cpp/engine/process_set_table.h"
@@ -20,10 +21,10 @@
 namespace hvd {
 
 struct ExecutorStatistics {
-  std::int64_t operations_done = 0;
-  std::int64_t operations_failed = 0;
-  std::int64_t bytes_reduced = 0;
-  std::int64_t collective_calls = 0;
+  Counter operations_done;
+  Counter operations_failed;
+  Counter bytes_reduced;
+  Counter collective_calls;
 };
 
 class Executor {
@@ -43,6 +44,7 @@ class Executor {
 
   int in_flight() const { return in_flight_; }
   bool idle() const { return in_flight_ == 0 && queued_ == 0; }
+  /// Any thread.
   const ExecutorStatistics& statistics() const { return statistics_; }
 
  private:

@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::array<std::string_view, 6> kOpNames{"allreduce", "allgather",       "broadcast",
                                                    "barrier",   "add_process_set", "remove_process_set"};
+constexpr std::string_view kGeneratedPrefix = "noname.";
 
 WireWriter begin(MessageKind kind) {
   WireWriter out;
@@ -131,6 +132,10 @@ Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get g
 }  // namespace
 
 std::string_view name_of(OpKind op) { return is_known(op) ? kOpNames[static_cast<std::size_t>(op)] : "unknown"; }
+
+std::string generated_name(std::uint64_t n) { return fmt::format("{}{}", kGeneratedPrefix, n); }
+
+bool is_generated_name(std::string_view name) { return name.starts_with(kGeneratedPrefix); }
 
 std::string shape_text(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 

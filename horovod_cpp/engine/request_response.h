@@ -83,6 +83,9 @@ struct Response {
 };
 
 std::string_view name_of(OpKind op);
+/// The name of the n-th unnamed operation. It never comes again, so nothing is remembered under it.
+std::string generated_name(std::uint64_t n);
+bool is_generated_name(std::string_view name);
 std::string shape_text(const Shape& shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
 Result<std::int64_t> element_count(const Shape& shape);

@@ -92,7 +92,7 @@ std::vector<ProcessSetId> Runtime::process_set_ids() const {
 }
 
 RuntimeStatistics Runtime::statistics() const {
-  return published_statistics_.with([](const RuntimeStatistics& statistics) { return statistics; });
+  return {executor_.statistics(), fabric_->statistics(), controller_.cache_hits()};
 }
 
 void Runtime::publish_sets() {
@@ -116,11 +116,6 @@ bool Runtime::step() {
   }
   if (check_stalls()) moved = true;
   if (continue_closing()) moved = true;
-  if (moved) {
-    published_statistics_.with([&](RuntimeStatistics& statistics) {
-      statistics = {executor_.statistics(), fabric_->statistics(), controller_.cache_hits()};
-    });
-  }
   return moved;
 }
 

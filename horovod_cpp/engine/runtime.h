@@ -21,7 +21,7 @@ namespace hvd {
 struct RuntimeStatistics {
   ExecutorStatistics executor;
   TransportStatistics transport;
-  std::int64_t cache_hits = 0;
+  Counter cache_hits;
 };
 
 class Runtime final : private TransportEvents {
@@ -66,7 +66,7 @@ class Runtime final : private TransportEvents {
   /// False when there was nothing to do.
   bool step();
   /// Before sleeping; false when there is something to do after all.
-  bool prepare_to_sleep() { return fabric_->arm() && !has_new_work() && !loop_.has_ready(); }
+  bool prepare_to_sleep() { return fabric_->arm() && !has_new_work() && !loop_.has_ready() && ended_calls_.empty(); }
   void woken() { fabric_->disarm(); }
   /// When `step` has to be called at the latest.
   TimePoint next_deadline() const;
@@ -110,7 +110,6 @@ class Runtime final : private TransportEvents {
   TimePoint shutdown_deadline_ = kNever;
   std::atomic<bool> finished_{false};
   std::atomic<bool> lost_a_peer_{false};
-  Guarded<RuntimeStatistics> published_statistics_;
 };
 
 }  // namespace hvd

@@ -10,7 +10,7 @@ Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
   return state_.with([&](State& state) -> Status {
     if (!state.closed.ok()) return state.closed;
     OperationKey& key = entry.request.key;
-    if (key.name.empty()) key.name = fmt::format("noname.{}", state.unnamed[{key.process_set, key.op}]++);
+    if (key.name.empty()) key.name = generated_name(state.unnamed[{key.process_set, key.op}]++);
     const auto first = state.waiting.find(key);
     if (first != state.waiting.end()) {
       const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(entry.enqueued - first->second.enqueued);

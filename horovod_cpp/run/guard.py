@@ -13,7 +13,7 @@ import signal
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
-_DISMISSED = b"0\n"
+_DISMISSED = 0  # in place of the number of a group
 
 
 class Guard:
@@ -38,7 +38,7 @@ class Guard:
 
     def dismiss(self) -> None:
         """All ranks have ended: the guard goes without killing."""
-        os.write(self._write_end, _DISMISSED)
+        os.write(self._write_end, b"%d\n" % _DISMISSED)
         os.close(self._write_end)
         os.waitpid(self._pid, 0)
 
@@ -55,8 +55,8 @@ def _watch_over(read_end: int) -> None:
         text = b""
         while data := os.read(read_end, 4096):
             text += data
-        if not text.endswith(_DISMISSED):
-            numbers = [int(line) for line in text.split()]
+        numbers = [int(line) for line in text.split()]
+        if _DISMISSED not in numbers:
             for process_group in {number for number in numbers if -number not in numbers}:
                 kill_group(process_group, signal.SIGKILL)
     finally:

@@ -68,9 +68,9 @@ TransportStatistics Fabric::statistics() const {
   TransportStatistics sum;
   for (const auto& transport : transports_) {
     const TransportStatistics& one = transport->statistics();
-    sum.control_messages_sent += one.control_messages_sent;
-    sum.control_bytes_sent += one.control_bytes_sent;
-    sum.data_bytes_sent += one.data_bytes_sent;
+    sum.control_messages_sent.add(one.control_messages_sent.value());
+    sum.control_bytes_sent.add(one.control_bytes_sent.value());
+    sum.data_bytes_sent.add(one.data_bytes_sent.value());
   }
   return sum;
 }

@@ -24,8 +24,8 @@ void Transport::post(int peer, std::vector<std::byte> message) {
     case FaultAction::kPass:
       break;
   }
-  ++statistics_.control_messages_sent;
-  statistics_.control_bytes_sent += static_cast<std::int64_t>(message.size());
+  statistics_.control_messages_sent.add(1);
+  statistics_.control_bytes_sent.add(static_cast<std::int64_t>(message.size()));
   do_post(peer, std::move(message));
 }
 
@@ -42,7 +42,7 @@ void Transport::start(const TransferRef& transfer) {
     case FaultAction::kPass:
       break;
   }
-  if (sends) statistics_.data_bytes_sent += static_cast<std::int64_t>(transfer->bytes);
+  if (sends) statistics_.data_bytes_sent.add(static_cast<std::int64_t>(transfer->bytes));
   do_start(transfer);
 }
 

@@ -11,6 +11,7 @@
 
 #include <horovod_cpp/status.h>
 
+#include "common/counter.h"
 #include "common/fault.h"
 #include "ops/transport/transfer.h"
 
@@ -29,9 +30,9 @@ class TransportEvents {
 };
 
 struct TransportStatistics {
-  std::int64_t control_messages_sent = 0;
-  std::int64_t control_bytes_sent = 0;
-  std::int64_t data_bytes_sent = 0;
+  Counter control_messages_sent;
+  Counter control_bytes_sent;
+  Counter data_bytes_sent;
 };
 
 class Transport {
@@ -73,6 +74,7 @@ class Transport {
   /// True when nothing waits to go out.
   virtual bool flushed() const = 0;
 
+  /// Any thread.
   const TransportStatistics& statistics() const { return statistics_; }
 
  protected:

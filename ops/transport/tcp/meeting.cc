@@ -127,8 +127,11 @@ class Meeting {
     const std::optional<TcpGreeting> heard = decode_tcp_greeting(*said);
     if (!heard || !belongs(*heard, own_) || expected_.erase(heard->rank) == 0) return false;
     caller.queue(encode_tcp_greeting(own_));
-    if (!caller.advance().ok()) expected_.insert(heard->rank);
-    met_.emplace(heard->rank, std::move(caller));
+    if (caller.write().ok() && caller.flushed()) {
+      met_.emplace(heard->rank, std::move(caller));
+    } else {
+      expected_.insert(heard->rank);  // it will call again
+    }
     return false;
   }
 

@@ -29,11 +29,12 @@ class MessageSocket {
   void queue(std::span<const std::byte> message);
   /// Writes and reads what can be without waiting. kInternal when the other side has gone or sends nonsense.
   Status advance();
+  /// Only writes: for the last message before the socket is handed on, as the answer may come at once.
+  Status write();
   /// A message that has come whole; `advance` then reads the next.
   std::optional<std::vector<std::byte>> take();
 
  private:
-  Status write();
   Status read();
 
   UniqueFd socket_;
