@@ -110,6 +110,7 @@ Status TcpBootstrap::meet_others(TimePoint deadline) {
   Result<std::map<int, MessageSocket>> met =
       meet(own_, rank() == 0 ? listener_.get() : -1, std::move(expected), callees, deadline);
   if (!met) return met.status();
+  listener_.reset();  // a call for the next job of these processes must not land in the queue of this one
   for (auto& [other, socket] : *met) connections_.emplace(other, MessageSocket(socket.take_socket()));
   return {};
 }
