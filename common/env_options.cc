@@ -77,7 +77,7 @@ struct Row {
   std::string (*show)(const Options& options);
 };
 
-template <std::size_t Options::*Field>
+template <std::size_t Options::* Field>
 std::string show_bytes(const Options& options) {
   return fmt::format("{}", options.*Field);
 }
@@ -92,11 +92,10 @@ constexpr std::array kRows{
         [](Options& o, std::string_view t) { return store(o.fusion_copy_limit_bytes, parse_bytes(t)); },
         show_bytes<&Options::fusion_copy_limit_bytes>},
     Row{{"HOROVOD_CYCLE_TIME", "longest time that a ready tensor waits for company, in milliseconds", false},
-        [](Options& o, std::string_view t) { return store_milliseconds(o.cycle_time, t); }, no_show},
+        [](Options& o, std::string_view t) { return store_milliseconds(o.cycle_time, t); },
+        no_show},
     Row{{"HOROVOD_CACHE_CAPACITY", "names that the response cache remembers; 0 turns it off", true},
-        [](Options& o, std::string_view t) {
-          return store(o.cache_capacity, parse_integer(t, {0, 1 << 24}, "names"));
-        },
+        [](Options& o, std::string_view t) { return store(o.cache_capacity, parse_integer(t, {0, 1 << 24}, "names")); },
         show_bytes<&Options::cache_capacity>},
     Row{{"HOROVOD_SMALL_LIMIT", "a tensor up to this many bytes is reduced by recursive doubling", true},
         [](Options& o, std::string_view t) { return store(o.small_limit_bytes, parse_bytes(t)); },
@@ -105,9 +104,11 @@ constexpr std::array kRows{
         [](Options& o, std::string_view t) { return store(o.segment_bytes, parse_bytes(t, 64)); },
         show_bytes<&Options::segment_bytes>},
     Row{{"HOROVOD_SPIN_TIME", "how long a waiter looks for progress before it sleeps, in milliseconds", false},
-        [](Options& o, std::string_view t) { return store_milliseconds(o.spin_time, t); }, no_show},
+        [](Options& o, std::string_view t) { return store_milliseconds(o.spin_time, t); },
+        no_show},
     Row{{"HOROVOD_STALL_CHECK_TIME_SECONDS", "a tensor that waits longer is reported; 0 turns the check off", false},
-        [](Options& o, std::string_view t) { return store_seconds(o.stall_check_time, t); }, no_show},
+        [](Options& o, std::string_view t) { return store_seconds(o.stall_check_time, t); },
+        no_show},
     Row{{"HOROVOD_STALL_CHECK_DISABLE", "1 turns the stall check off", false},
         [](Options& o, std::string_view t) {
           Result<std::int64_t> off = parse_integer(t, {0, 1}, "0 or 1");
@@ -117,11 +118,14 @@ constexpr std::array kRows{
         },
         no_show},
     Row{{"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "a tensor that waits longer ends with an error; 0: never", false},
-        [](Options& o, std::string_view t) { return store_seconds(o.stall_shutdown_time, t); }, no_show},
+        [](Options& o, std::string_view t) { return store_seconds(o.stall_shutdown_time, t); },
+        no_show},
     Row{{"HOROVOD_START_TIMEOUT", "how long init waits for the other ranks, in seconds", false},
-        [](Options& o, std::string_view t) { return store_seconds(o.start_timeout, t); }, no_show},
+        [](Options& o, std::string_view t) { return store_seconds(o.start_timeout, t); },
+        no_show},
     Row{{"HOROVOD_LOG_LEVEL", "trace, debug, info, warning, error or fatal", false},
-        [](Options& o, std::string_view t) { return store(o.log_level, parse_log_level(t)); }, no_show},
+        [](Options& o, std::string_view t) { return store(o.log_level, parse_log_level(t)); },
+        no_show},
     Row{{"HOROVOD_LOG_HIDE_TIME", "1 leaves the time out of log lines", false},
         [](Options& o, std::string_view t) { return store(o.log_hide_time, parse_integer(t, {0, 1}, "0 or 1")); },
         no_show},

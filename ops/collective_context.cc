@@ -72,8 +72,7 @@ Pending CollectiveContext::receive(int from, std::span<std::byte> place) {
 Pending CollectiveContext::receive_combine(int from, std::span<std::byte> out, const std::byte* own,
                                            const Reducer& reducer, OperandOrder order) {
   TransferRef transfer = make(Transfer::Direction::kReceive, from, out.size());
-  transfer->arrival = {out.data(), own, reducer.combine, reducer.element_bytes,
-                       order == OperandOrder::kIncomingFirst};
+  transfer->arrival = {out.data(), own, reducer.combine, reducer.element_bytes, order == OperandOrder::kIncomingFirst};
   return start(std::move(transfer));
 }
 

@@ -56,9 +56,9 @@ class CollectiveContext {
   MembershipRef membership_;
   Settings settings_;
   int rank_;
-  std::vector<std::uint32_t> sent_;      // messages so far, by rank in the set
+  std::vector<std::uint32_t> sent_;  // messages so far, by rank in the set
   std::vector<std::uint32_t> received_;
-  std::vector<TransferRef> in_flight_;   // finished ones are swept out now and then
+  std::vector<TransferRef> in_flight_;  // finished ones are swept out now and then
   std::size_t sweep_at_ = 32;
   Status cancelled_;
 };

@@ -74,10 +74,9 @@ Status finish_scaling(const AllreduceCall& call, std::byte* data, std::size_t co
 
 std::size_t fusion_bytes(const AllreduceCall& call) {
   if (call.tensors.size() < 2) return 0;
-  return std::accumulate(call.tensors.begin(), call.tensors.end(), std::size_t{0},
-                         [&](std::size_t sum, const AllreduceTensor& tensor) {
-                           return sum + tensor.count * size_of(call.dtype);
-                         });
+  return std::accumulate(
+      call.tensors.begin(), call.tensors.end(), std::size_t{0},
+      [&](std::size_t sum, const AllreduceTensor& tensor) { return sum + tensor.count * size_of(call.dtype); });
 }
 
 Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {

@@ -38,8 +38,12 @@ Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::u
   operation.name = text_or_null(name);
   operation.prescale = prescale;
   operation.postscale = postscale;
-  operation.input = {reinterpret_cast<void*>(input), shape.data(), static_cast<std::int32_t>(shape.size()), dtype,
-                     HVD_HOST, /*device=*/0};
+  operation.input = {reinterpret_cast<void*>(input),
+                     shape.data(),
+                     static_cast<std::int32_t>(shape.size()),
+                     dtype,
+                     HVD_HOST,
+                     /*device=*/0};
   operation.output = operation.input;
   operation.output.data = reinterpret_cast<void*>(output);
   operation.keep_alive = keep_alive.ptr();

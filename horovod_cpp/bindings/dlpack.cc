@@ -44,17 +44,28 @@ enum DlTypeCode : std::uint8_t { kDlInt = 0, kDlUint = 1, kDlFloat = 2, kDlBfloa
 
 DlDataType dl_data_type(int dtype) {
   switch (dtype) {
-    case HVD_UINT8: return {kDlUint, 8, 1};
-    case HVD_INT8: return {kDlInt, 8, 1};
-    case HVD_INT16: return {kDlInt, 16, 1};
-    case HVD_INT32: return {kDlInt, 32, 1};
-    case HVD_INT64: return {kDlInt, 64, 1};
-    case HVD_FLOAT16: return {kDlFloat, 16, 1};
-    case HVD_FLOAT32: return {kDlFloat, 32, 1};
-    case HVD_FLOAT64: return {kDlFloat, 64, 1};
-    case HVD_BOOL: return {kDlBool, 8, 1};
-    case HVD_BFLOAT16: return {kDlBfloat, 16, 1};
-    default: throw std::logic_error("data type " + std::to_string(dtype) + " has no DLPack type");
+    case HVD_UINT8:
+      return {kDlUint, 8, 1};
+    case HVD_INT8:
+      return {kDlInt, 8, 1};
+    case HVD_INT16:
+      return {kDlInt, 16, 1};
+    case HVD_INT32:
+      return {kDlInt, 32, 1};
+    case HVD_INT64:
+      return {kDlInt, 64, 1};
+    case HVD_FLOAT16:
+      return {kDlFloat, 16, 1};
+    case HVD_FLOAT32:
+      return {kDlFloat, 32, 1};
+    case HVD_FLOAT64:
+      return {kDlFloat, 64, 1};
+    case HVD_BOOL:
+      return {kDlBool, 8, 1};
+    case HVD_BFLOAT16:
+      return {kDlBfloat, 16, 1};
+    default:
+      throw std::logic_error("data type " + std::to_string(dtype) + " has no DLPack type");
   }
 }
 
@@ -73,10 +84,15 @@ void delete_unconsumed(PyObject* capsule) {
 py::capsule dlpack_capsule(hvd_handle* handle, const hvd_output& output, int dtype) {
   std::unique_ptr<hvd_handle, void (*)(hvd_handle*)> owned_handle(handle, hvd_handle_destroy);
   // The shape is only read, and lives as long as the handle.
-  auto managed = std::make_unique<DlManagedTensor>(
-      DlManagedTensor{{output.data, {kDlCpu, 0}, output.dimensions, dl_data_type(dtype),
-                       const_cast<std::int64_t*>(output.shape), /*strides=*/nullptr, /*byte_offset=*/0},
-                      /*context=*/handle, delete_managed});
+  auto managed = std::make_unique<DlManagedTensor>(DlManagedTensor{{output.data,
+                                                                    {kDlCpu, 0},
+                                                                    output.dimensions,
+                                                                    dl_data_type(dtype),
+                                                                    const_cast<std::int64_t*>(output.shape),
+                                                                    /*strides=*/nullptr,
+                                                                    /*byte_offset=*/0},
+                                                                   /*context=*/handle,
+                                                                   delete_managed});
   auto capsule = py::reinterpret_steal<py::capsule>(PyCapsule_New(managed.get(), kCapsuleName, delete_unconsumed));
   if (!capsule) throw py::error_already_set();
   static_cast<void>(owned_handle.release());

@@ -21,7 +21,8 @@ class Handle {
   /// what a signal handler raised; then the operation goes on and wait() may be called again.
   void wait();
   bool poll() const;
-  /// The output that the engine made (allgather) as a DLPack capsule, which takes the handle with it. Once, after wait().
+  /// The output that the engine made (allgather) as a DLPack capsule, which takes the handle with it. Once, after
+  /// wait().
   pybind11::capsule to_dlpack();
 
  private:

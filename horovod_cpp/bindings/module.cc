@@ -1,5 +1,5 @@
-// The Python module horovod_cpp._core: the C ABI as Python functions, pointers in and handles out; it knows no framework.
-// Imported with the GIL held; every function that waits lets it go.
+// The Python module horovod_cpp._core: the C ABI as Python functions, pointers in and handles out; it knows no
+// framework. Imported with the GIL held; every function that waits lets it go.
 #include <pybind11/pybind11.h>
 
 #include "horovod_cpp/bindings/bind.h"

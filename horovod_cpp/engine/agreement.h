@@ -14,9 +14,9 @@ namespace hvd {
 using CallSiteText = std::function<std::string(int rank, std::uint32_t call_site)>;
 
 struct Agreement {
-  Response response;        ///< with one entry
-  Request agreed;           ///< as the first rank of the set sent it
-  CacheId repeated = 0;     ///< not 0: all ranks sent this id, so nothing had to be compared
+  Response response;     ///< with one entry
+  Request agreed;        ///< as the first rank of the set sent it
+  CacheId repeated = 0;  ///< not 0: all ranks sent this id, so nothing had to be compared
 };
 
 /// `pending` is ready. A disagreement becomes an error response that names operation, tensor, and for every attribute

@@ -90,7 +90,8 @@ void write_struct(Struct* place, Struct filled) {
 
 Status check_tensor(const hvd_tensor& tensor, const char* what) {
   if (tensor.dimensions < 0 || tensor.dimensions > 64 || (tensor.dimensions > 0 && tensor.shape == nullptr)) {
-    return Status::invalid_argument(fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
+    return Status::invalid_argument(
+        fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
   }
   if (tensor.memory_kind != HVD_HOST) {
     return Status::invalid_argument(
@@ -99,9 +100,7 @@ Status check_tensor(const hvd_tensor& tensor, const char* what) {
   return {};
 }
 
-hvd::Shape shape_of(const hvd_tensor& tensor) {
-  return {tensor.shape, tensor.shape + tensor.dimensions};
-}
+hvd::Shape shape_of(const hvd_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.dimensions}; }
 
 Status read_request(const hvd_operation& operation, hvd::Request& request) {
   if (operation.op < HVD_ALLREDUCE || operation.op > HVD_BARRIER) {

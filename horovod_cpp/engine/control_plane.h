@@ -38,8 +38,8 @@ struct StallNoticed {
 };
 struct TimePassed {};
 
-using Event = std::variant<RequestsEnqueued, MessageArrived, PeerLost, ShutdownWanted, CallEnded, StallNoticed,
-                           TimePassed>;
+using Event =
+    std::variant<RequestsEnqueued, MessageArrived, PeerLost, ShutdownWanted, CallEnded, StallNoticed, TimePassed>;
 
 struct FailedSet {
   ProcessSetId process_set = 0;
@@ -54,11 +54,11 @@ struct FailedCall {
 /// What the owner does, in the order of the members.
 struct Actions {
   std::vector<std::pair<int, std::vector<std::byte>>> messages;  ///< to peers
-  std::vector<FailedSet> failed_sets;    ///< everything of the set, pending or in flight, ends with the reason
-  std::vector<Response> responses;       ///< to carry out, in this order
+  std::vector<FailedSet> failed_sets;  ///< everything of the set, pending or in flight, ends with the reason
+  std::vector<Response> responses;     ///< to carry out, in this order
   std::vector<FailedCall> failed_calls;
   std::vector<StallReportMessage::Line> stalls;  ///< answers to StallNoticed
-  TimePoint look_again = kNever;         ///< send TimePassed then
+  TimePoint look_again = kNever;                 ///< send TimePassed then
 };
 
 }  // namespace hvd

@@ -21,7 +21,8 @@ Actions Controller::on_event(const Event& event, TimePoint now) {
   return std::exchange(actions_, {});
 }
 
-// ---- the worker --------------------------------------------------------------------------------------------------------
+// ---- the worker
+// --------------------------------------------------------------------------------------------------------
 
 void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
   RequestsMessage message;
@@ -63,8 +64,8 @@ void Controller::follow(ResponsesMessage message, TimePoint now) {
       if (!complete_entry(response, entry, message.as_cache_id[place++])) known = false;
     }
     if (!known) {  // only a coordinator that breaks the rules sends an id that it never announced
-      lose_peer(coordinator_rank(), fmt::format("rank {} (coordinator) sent a response that cannot be understood",
-                                                coordinator_rank()));
+      lose_peer(coordinator_rank(),
+                fmt::format("rank {} (coordinator) sent a response that cannot be understood", coordinator_rank()));
       return;
     }
     apply(response);
@@ -128,9 +129,7 @@ void Controller::apply(const Response& response) {
   }
 }
 
-void Controller::handle(const PeerLost& event, TimePoint /*now*/) {
-  lose_peer(event.rank, event.reason.text());
-}
+void Controller::handle(const PeerLost& event, TimePoint /*now*/) { lose_peer(event.rank, event.reason.text()); }
 
 // Told by a transport or by the coordinator. Sets without that rank go on, as long as the coordinator is there.
 void Controller::lose_peer(int rank, const std::string& text) {
@@ -184,7 +183,8 @@ void Controller::handle(const StallNoticed& event, TimePoint /*now*/) {
 
 void Controller::handle(const TimePassed& /*event*/, TimePoint /*now*/) {}
 
-// ---- messages ------------------------------------------------------------------------------------------------------------
+// ---- messages
+// ------------------------------------------------------------------------------------------------------------
 
 void Controller::handle(const MessageArrived& event, TimePoint now) {
   const Status taken = take_message(event.peer, event.bytes, now);

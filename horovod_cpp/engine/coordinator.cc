@@ -74,9 +74,8 @@ void Coordinator::take_cached(int rank, CacheId id, TimePoint now) {
 
 void Coordinator::settle(const OperationKey& key, TimePoint now) {
   const ReadinessTable::Pending pending = readiness_.take(key);
-  Agreement agreement = agree(key, pending, cache_, [this](int rank, std::uint32_t site) {
-    return call_site_text(rank, site);
-  });
+  Agreement agreement =
+      agree(key, pending, cache_, [this](int rank, std::uint32_t site) { return call_site_text(rank, site); });
   if (agreement.response.kind == Response::Kind::kExecute) {
     settle_process_set(agreement.response, agreement.agreed);
     remember(agreement);
@@ -88,9 +87,9 @@ void Coordinator::settle_process_set(Response& response, const Request& agreed) 
   if (response.op == OpKind::kProcessSetAdd) {
     const std::vector<int> ranks = to_ranks(agreed.shape);
     if (const std::optional<ProcessSetId> known = sets_.id_of(ranks)) {
-      response = error_response(agreed.key, StatusCode::kInvalidArgument,
-                                fmt::format("a process set with {} exists already: its id is {}", rank_text(ranks),
-                                            *known));
+      response =
+          error_response(agreed.key, StatusCode::kInvalidArgument,
+                         fmt::format("a process set with {} exists already: its id is {}", rank_text(ranks), *known));
       return;
     }
     response.new_process_set = sets_.next_id();
@@ -136,9 +135,8 @@ void Coordinator::make_room(Outbox& out) {
 
 bool Coordinator::company_is_over(TimePoint now) const {
   if (in_flight_ == 0) return true;
-  return std::any_of(ready_.begin(), ready_.end(), [&](const Held& held) {
-    return held.until <= now || !may_fuse(held.response, settings_.fusion);
-  });
+  return std::any_of(ready_.begin(), ready_.end(),
+                     [&](const Held& held) { return held.until <= now || !may_fuse(held.response, settings_.fusion); });
 }
 
 void Coordinator::flush(TimePoint now, Outbox& out) {

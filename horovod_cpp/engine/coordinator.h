@@ -19,7 +19,7 @@ namespace hvd {
 struct CoordinatorSettings {
   FusionLimits fusion;
   std::size_t cache_capacity = 0;
-  Duration company_time{};        ///< longest wait of a small ready tensor for others to fuse with
+  Duration company_time{};         ///< longest wait of a small ready tensor for others to fuse with
   Duration stall_shutdown_time{};  ///< 0: never
 };
 

@@ -58,7 +58,7 @@ class Executor {
     Priority priority = 0;
   };
   using CallRef = std::shared_ptr<Call>;
-  struct Lane {  // of one process set
+  struct Lane {                                // of one process set
     std::map<std::uint64_t, CallRef> running;  // by call number
     std::deque<CallRef> waiting;
     std::map<std::uint64_t, Status> failed_early;

@@ -10,9 +10,9 @@
 namespace hvd {
 
 struct FusionLimits {
-  std::size_t threshold_bytes = 0;   ///< of one fused call; 0: no fusion
-  std::size_t copy_limit_bytes = 0;  ///< a larger tensor travels alone: copying it costs more than a call
-  std::size_t small_limit_bytes = 0; ///< where the algorithm changes: both sides of it never share a call
+  std::size_t threshold_bytes = 0;    ///< of one fused call; 0: no fusion
+  std::size_t copy_limit_bytes = 0;   ///< a larger tensor travels alone: copying it costs more than a call
+  std::size_t small_limit_bytes = 0;  ///< where the algorithm changes: both sides of it never share a call
 };
 
 /// `agreed` has one entry each, in the agreed order. Looks ahead past what does not fit, so mixed types still fuse;

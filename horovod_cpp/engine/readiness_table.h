@@ -18,8 +18,8 @@ class ReadinessTable {
     MembershipRef membership;
     TimePoint since;
     int asked = 0;
-    std::vector<bool> has_asked;                        ///< by set rank
-    std::vector<std::pair<int, Request>> full;          ///< (set rank, request) of those that sent it whole
+    std::vector<bool> has_asked;                               ///< by set rank
+    std::vector<std::pair<int, Request>> full;                 ///< (set rank, request) of those that sent it whole
     std::vector<std::pair<CacheId, std::vector<int>>> cached;  ///< (id, set ranks) of the others
 
     bool ready() const { return asked == membership->size(); }

@@ -123,8 +123,8 @@ Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get g
   Message message;
   if (in.fixed<MessageKind>() == kind) get(in, message);
   if (!in.ok() || !in.at_end()) {
-    return Status::internal(fmt::format("a control message of kind {} with {} bytes cannot be read",
-                                        static_cast<int>(kind), bytes.size()));
+    return Status::internal(
+        fmt::format("a control message of kind {} with {} bytes cannot be read", static_cast<int>(kind), bytes.size()));
   }
   return message;
 }

@@ -47,8 +47,8 @@ struct Request {
   std::int32_t root_rank = 0;  ///< broadcast: global rank
   Shape shape;                 ///< process set operations: the ranks of the set
   MemoryKind memory = MemoryKind::kHost;
-  std::uint32_t region = 0;  ///< memory that peers can name; 0: private memory
-  std::uint64_t offset = 0;  ///< within the region
+  std::uint32_t region = 0;     ///< memory that peers can name; 0: private memory
+  std::uint64_t offset = 0;     ///< within the region
   std::uint32_t call_site = 0;  ///< interned "file:line"; 0: not known
 };
 
@@ -57,7 +57,7 @@ using CacheId = std::uint32_t;
 
 struct ResponseEntry {
   std::string name;
-  Shape shape;                          ///< of every rank; allgather: of the first rank
+  Shape shape;                           ///< of every rank; allgather: of the first rank
   std::vector<std::int64_t> first_dims;  ///< allgather: rows of each rank of the set
   CacheId cache_id = 0;
 };
@@ -90,7 +90,8 @@ std::string shape_text(const Shape& shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
 Result<std::int64_t> element_count(const Shape& shape);
 
-// ---- control messages ------------------------------------------------------------------------------------------------
+// ---- control messages
+// ------------------------------------------------------------------------------------------------
 
 enum class MessageKind : std::uint8_t {
   kRequests = 1,     ///< worker -> coordinator

@@ -17,8 +17,8 @@ class ResponseCache {
  public:
   struct Entry {
     CacheId id = 0;
-    Request agreed;       ///< as the set's first rank sent it
-    ResponseEntry entry;  ///< with the id
+    Request agreed;          ///< as the set's first rank sent it
+    ResponseEntry entry;     ///< with the id
     bool announced = false;  ///< coordinator: the members have been sent the entry, from now on its id is enough
   };
 

@@ -52,7 +52,8 @@ Runtime::~Runtime() {
   }
 }
 
-// ---- any thread ------------------------------------------------------------------------------------------------------
+// ---- any thread
+// ------------------------------------------------------------------------------------------------------
 
 Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
   const Request& request = entry.request;
@@ -61,9 +62,8 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
   const MembershipRef membership = process_set(request.key.process_set);
   const std::string_view op = name_of(request.key.op);
   if (!membership) {
-    return Status::invalid_argument(
-        fmt::format("{}: Process set provided does not exist, or has not been registered. (id {})", op,
-                    request.key.process_set));
+    return Status::invalid_argument(fmt::format(
+        "{}: Process set provided does not exist, or has not been registered. (id {})", op, request.key.process_set));
   }
   if (!membership->contains(rank())) {
     return Status::invalid_argument(
@@ -72,9 +72,8 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
     return Status(checked.code(), fmt::format("{} '{}': {}", op, request.key.name, checked.text()));
   }
-  if (const Status failure = published_sets_.with([&](const ProcessSetTable& sets) {
-        return sets.failure(request.key.process_set);
-      });
+  if (const Status failure =
+          published_sets_.with([&](const ProcessSetTable& sets) { return sets.failure(request.key.process_set); });
       !failure.ok()) {
     entry.handle->complete(failure);  // the set has lost a member: every later handle gets the reason
     return {};
@@ -99,7 +98,8 @@ void Runtime::publish_sets() {
   published_sets_.with([&](ProcessSetTable& copy) { copy = sets_; });
 }
 
-// ---- the loop --------------------------------------------------------------------------------------------------------
+// ---- the loop
+// --------------------------------------------------------------------------------------------------------
 
 bool Runtime::step() {
   bool moved = take_enqueued();
@@ -181,7 +181,8 @@ bool Runtime::check_stalls() {
   return true;
 }
 
-// ---- events of the transports --------------------------------------------------------------------------------------------
+// ---- events of the transports
+// --------------------------------------------------------------------------------------------
 
 void Runtime::on_control(int peer, std::span<const std::byte> message) { dispatch(MessageArrived{peer, message}); }
 
@@ -194,7 +195,8 @@ void Runtime::on_peer_lost(int peer, const Status& status) {
 
 void Runtime::on_goodbye(int peer) { said_goodbye_[static_cast<std::size_t>(peer)] = true; }
 
-// ---- the end -----------------------------------------------------------------------------------------------------------
+// ---- the end
+// -----------------------------------------------------------------------------------------------------------
 
 void Runtime::begin_closing(const Status& reason) {
   closing_ = true;

@@ -41,9 +41,9 @@ Result<std::vector<std::vector<int>>> checked_sets(std::vector<std::vector<int>>
     std::sort(ranks.begin(), ranks.end());
     const bool repeats = std::adjacent_find(ranks.begin(), ranks.end()) != ranks.end();
     if (ranks.empty() || ranks.front() < 0 || ranks.back() >= size || repeats) {
-      return Status::invalid_argument(fmt::format(
-          "process_sets entry number {} needs different ranks from 0 to {}, it has [{}]", i, size - 1,
-          fmt::join(ranks, ", ")));
+      return Status::invalid_argument(
+          fmt::format("process_sets entry number {} needs different ranks from 0 to {}, it has [{}]", i, size - 1,
+                      fmt::join(ranks, ", ")));
     }
     if (!seen.insert(ranks).second || static_cast<int>(ranks.size()) == size) {
       return Status::invalid_argument(
@@ -99,8 +99,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   runtime.process_sets = std::move(sets).value();
   runtime.options = set;
   runtime.fault = session->fault_->empty() ? nullptr : session->fault_.get();
-  session->runtime_ =
-      std::make_unique<Runtime>(std::move(connection->fabric), session->clock_, std::move(runtime));
+  session->runtime_ = std::make_unique<Runtime>(std::move(connection->fabric), session->clock_, std::move(runtime));
   session->loop_ = std::make_unique<BackgroundLoop>(*session->runtime_, *session->poller_);
   return session;
 }

@@ -26,10 +26,10 @@ TimePoint StallInspector::next_look(const TensorQueue& queue) const {
 std::string StallInspector::report(const std::vector<StallReportMessage::Line>& lines, Duration check_time) {
   std::map<std::vector<std::int64_t>, std::vector<const OperationKey*>> by_missing;
   for (const StallReportMessage::Line& line : lines) by_missing[line.missing].push_back(&line.key);
-  std::string text =
-      fmt::format("One or more tensors were submitted by a subset of ranks and wait for the others for more than {} s. "
-                  "This may indicate that ranks submit different tensors, or that one has stopped.",
-                  std::chrono::duration_cast<std::chrono::seconds>(check_time).count());
+  std::string text = fmt::format(
+      "One or more tensors were submitted by a subset of ranks and wait for the others for more than {} s. "
+      "This may indicate that ranks submit different tensors, or that one has stopped.",
+      std::chrono::duration_cast<std::chrono::seconds>(check_time).count());
   for (const auto& [missing, keys] : by_missing) {
     const std::vector<int> ranks(missing.begin(), missing.end());
     text += fmt::format("\nMissing {}:", ranks.empty() ? "nobody (it runs now)" : rank_text(ranks));

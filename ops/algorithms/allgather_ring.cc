@@ -23,8 +23,7 @@ Task<Status> ring_allgather(CollectiveContext& context, GatherBuffer buffer) {
   for (int k = 0; k < size - 1; ++k) {
     const std::span<std::byte> out = block_of(buffer, wrap(rank - k, size));
     const std::span<std::byte> in = block_of(buffer, wrap(rank - k - 1, size));
-    HVD_CO_RETURN_IF_ERROR(
-        co_await exchange(context, {wrap(rank + 1, size), out}, {wrap(rank - 1, size), in}));
+    HVD_CO_RETURN_IF_ERROR(co_await exchange(context, {wrap(rank + 1, size), out}, {wrap(rank - 1, size), in}));
   }
   co_return Status();
 }

@@ -16,7 +16,9 @@ struct TreePlace {
   int number;
   int size;
 
-  int lowest_bit() const { return number == 0 ? static_cast<int>(std::bit_ceil(static_cast<unsigned>(size))) : number & -number; }
+  int lowest_bit() const {
+    return number == 0 ? static_cast<int>(std::bit_ceil(static_cast<unsigned>(size))) : number & -number;
+  }
   int parent() const { return number & (number - 1); }
   // Farthest first: that subtree is the deepest.
   std::vector<int> children() const {

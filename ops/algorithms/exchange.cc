@@ -9,7 +9,9 @@ namespace {
 // Segments asked for ahead: enough that a sender never waits for credit, few enough to bound what is in flight.
 constexpr std::size_t kWindow = 4;
 
-std::size_t segments(std::size_t bytes, std::size_t segment_bytes) { return (bytes + segment_bytes - 1) / segment_bytes; }
+std::size_t segments(std::size_t bytes, std::size_t segment_bytes) {
+  return (bytes + segment_bytes - 1) / segment_bytes;
+}
 
 template <typename Byte>
 std::span<Byte> segment(std::span<Byte> bytes, std::size_t index, std::size_t segment_bytes) {

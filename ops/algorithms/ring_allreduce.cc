@@ -30,9 +30,9 @@ Task<Status> ring_allreduce(CollectiveContext& context, ReduceBuffer buffer, Red
     // Each chunk is received once here, so its own operand is still the input; what is sent is the input first,
     // then the partial sums. That spares the copy of an out-of-place call.
     const std::byte* source = k == 0 ? buffer.input : buffer.output;
-    HVD_CO_RETURN_IF_ERROR(co_await exchange(
-        context, {next, {source + out.begin, out.bytes}},
-        {previous, {buffer.output + in.begin, in.bytes}, buffer.input + in.begin, &reducer}));
+    HVD_CO_RETURN_IF_ERROR(
+        co_await exchange(context, {next, {source + out.begin, out.bytes}},
+                          {previous, {buffer.output + in.begin, in.bytes}, buffer.input + in.begin, &reducer}));
   }
   for (int k = 0; k < size - 1; ++k) {
     const RingStep step = allgather_step(rank, size, k);

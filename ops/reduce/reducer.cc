@@ -19,11 +19,16 @@ Status unknown_type(DataType type) {
 CombineFunction combine_of(const ElementFunctions& row, ReduceOp op) {
   switch (op) {
     case ReduceOp::kAverage:
-    case ReduceOp::kSum: return row.sum;
-    case ReduceOp::kMin: return row.min;
-    case ReduceOp::kMax: return row.max;
-    case ReduceOp::kProduct: return row.product;
-    case ReduceOp::kAdasum: return nullptr;
+    case ReduceOp::kSum:
+      return row.sum;
+    case ReduceOp::kMin:
+      return row.min;
+    case ReduceOp::kMax:
+      return row.max;
+    case ReduceOp::kProduct:
+      return row.product;
+    case ReduceOp::kAdasum:
+      return nullptr;
   }
   return nullptr;
 }

@@ -84,7 +84,8 @@ Result<Launch> from_torchrun() {
   return Launch(std::move(from));
 }
 
-// ---- comparing --------------------------------------------------------------------------------------------------------
+// ---- comparing
+// --------------------------------------------------------------------------------------------------------
 
 std::vector<std::byte> encode_settings(const std::vector<Setting>& settings) {
   WireWriter out;
@@ -111,7 +112,8 @@ Result<std::vector<std::vector<Setting>>> decode_settings(const Blobs& blobs) {
   return by_rank;
 }
 
-// ---- connecting ---------------------------------------------------------------------------------------------------------
+// ---- connecting
+// ---------------------------------------------------------------------------------------------------------
 
 std::vector<std::byte> encode_ranks(const std::vector<int>& ranks) {
   WireWriter out;
@@ -132,7 +134,9 @@ std::vector<std::vector<int>> decode_ranks(const Blobs& blobs) {
   return by_rank;
 }
 
-bool lists(const std::vector<int>& ranks, int rank) { return std::find(ranks.begin(), ranks.end(), rank) != ranks.end(); }
+bool lists(const std::vector<int>& ranks, int rank) {
+  return std::find(ranks.begin(), ranks.end(), rank) != ranks.end();
+}
 
 // Both say that they share memory.
 bool share(const std::vector<std::vector<int>>& reached, int a, int b) {
@@ -142,7 +146,10 @@ bool share(const std::vector<std::vector<int>>& reached, int a, int b) {
 class Connecting {
  public:
   Connecting(Joined& joined, const Options& options, TimePoint deadline)
-      : joined_(joined), options_(options), deadline_(deadline), rank_(joined.bootstrap().rank()),
+      : joined_(joined),
+        options_(options),
+        deadline_(deadline),
+        rank_(joined.bootstrap().rank()),
         size_(joined.bootstrap().size()) {
     connection_.rank = rank_;
     connection_.size = size_;
@@ -225,8 +232,7 @@ class Connecting {
     if (!connector) return connector.status();
     Result<Blobs> addresses = allgather((*connector)->address());
     if (!addresses) return addresses.status();
-    Result<std::unique_ptr<StreamTransport>> transport =
-        (*connector)->connect(*addresses, peers, settings_, deadline_);
+    Result<std::unique_ptr<StreamTransport>> transport = (*connector)->connect(*addresses, peers, settings_, deadline_);
     if (!transport) return transport.status();
     tcp_ = &connection_.fabric->add(std::move(transport).value());
     for (const int peer : peers) connection_.fabric->route_control(peer, *tcp_);
@@ -288,9 +294,9 @@ Result<std::unique_ptr<Joined>> join_job() {
     return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());
   }
   const auto* hvdrun = std::get_if<TcpBootstrap::FromLauncher>(&*launch);
-  Result<std::unique_ptr<TcpBootstrap>> tcp =
-      hvdrun != nullptr ? TcpBootstrap::create(*hvdrun)
-                        : TcpBootstrap::create(std::get<TcpBootstrap::FromTorchrun>(*launch));
+  Result<std::unique_ptr<TcpBootstrap>> tcp = hvdrun != nullptr
+                                                  ? TcpBootstrap::create(*hvdrun)
+                                                  : TcpBootstrap::create(std::get<TcpBootstrap::FromTorchrun>(*launch));
   if (!tcp) return tcp.status();
   return std::make_unique<Joined>(std::move(tcp).value());
 }
@@ -338,8 +344,8 @@ std::vector<int> hosts_of(const std::vector<std::vector<int>>& reached) {
 }
 
 void place_on_hosts(Connection& connection) {
-  std::map<int, int> sizes;                          // ranks of each host
-  std::vector<int> local(connection.hosts.size());   // local rank of each rank
+  std::map<int, int> sizes;                         // ranks of each host
+  std::vector<int> local(connection.hosts.size());  // local rank of each rank
   for (std::size_t rank = 0; rank < local.size(); ++rank) local[rank] = sizes[connection.hosts[rank]]++;
   const auto self = static_cast<std::size_t>(connection.rank);
   connection.local_rank = local[self];
@@ -351,8 +357,8 @@ void place_on_hosts(Connection& connection) {
     ++connection.cross_size;
     if (host < connection.hosts[self]) ++connection.cross_rank;
   }
-  connection.homogeneous = std::all_of(sizes.begin(), sizes.end(),
-                                       [&](const auto& host) { return host.second == sizes.begin()->second; });
+  connection.homogeneous =
+      std::all_of(sizes.begin(), sizes.end(), [&](const auto& host) { return host.second == sizes.begin()->second; });
 }
 
 }  // namespace hvd

@@ -89,18 +89,20 @@ Result<FrameHeader> decode_header(std::span<const std::byte, kFrameHeaderBytes> 
   cursor.get(header_crc);
   if (header.magic != kMagic) return Status::internal("received bytes that are no frame (wrong magic number)");
   if (header.version != kVersion) {
-    return Status::internal(fmt::format("received a frame of version {}, this is version {}", header.version, kVersion));
+    return Status::internal(
+        fmt::format("received a frame of version {}, this is version {}", header.version, kVersion));
   }
   if (header_crc != checksum(bytes.first(kCheckedBytes))) {
     return Status::internal("received a frame header with a wrong checksum");
   }
   const auto kind = static_cast<std::uint16_t>(header.kind);
-  if (kind < static_cast<std::uint16_t>(FrameKind::kControl) || kind > static_cast<std::uint16_t>(FrameKind::kGoodbye)) {
+  if (kind < static_cast<std::uint16_t>(FrameKind::kControl) ||
+      kind > static_cast<std::uint16_t>(FrameKind::kGoodbye)) {
     return Status::internal(fmt::format("received a frame of unknown kind {}", kind));
   }
   if (header.kind == FrameKind::kControl && header.bytes > kMaxControlBytes) {
-    return Status::internal(fmt::format("received a control message of {} bytes; the limit is {}", header.bytes,
-                                        kMaxControlBytes));
+    return Status::internal(
+        fmt::format("received a control message of {} bytes; the limit is {}", header.bytes, kMaxControlBytes));
   }
   return header;
 }

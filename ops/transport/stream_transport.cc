@@ -76,8 +76,7 @@ void StreamTransport::say_goodbye(int rank) {
 
 bool StreamTransport::flushed() const {
   return std::all_of(active_.begin(), active_.end(), [](const Peer* peer) {
-    return !peer->lost.ok() || peer->left ||
-           (!peer->current && peer->control_out.empty() && peer->data_out.empty());
+    return !peer->lost.ok() || peer->left || (!peer->current && peer->control_out.empty() && peer->data_out.empty());
   });
 }
 
@@ -126,9 +125,9 @@ void StreamTransport::send_credited(Peer& peer, const TransferKey& key, std::uin
   const TransferRef transfer = std::move(waiting->second);
   peer.sends_without_credit.erase(waiting);
   if (credited != transfer->bytes) {
-    transfer->complete(Status::internal(fmt::format("rank {} expects {} bytes where this rank sends {} (channel {}/{})",
-                                                    peer.rank, credited, transfer->bytes, key.process_set,
-                                                    key.channel)));
+    transfer->complete(
+        Status::internal(fmt::format("rank {} expects {} bytes where this rank sends {} (channel {}/{})", peer.rank,
+                                     credited, transfer->bytes, key.process_set, key.channel)));
     return;
   }
   queue_data(peer, FrameKind::kBulk, transfer);
@@ -306,8 +305,8 @@ Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
   }
   if (in.header.kind == FrameKind::kEager) {
     if (in.header.bytes > settings_.eager_limit_bytes) {
-      return Status::internal(fmt::format("an eager frame of {} bytes; the limit is {}", in.header.bytes,
-                                          settings_.eager_limit_bytes));
+      return Status::internal(
+          fmt::format("an eager frame of {} bytes; the limit is {}", in.header.bytes, settings_.eager_limit_bytes));
     }
     return {};
   }

@@ -30,10 +30,10 @@ struct Arrival {
   using Combine = void (*)(void* out, const void* lhs, const void* rhs, std::size_t count);
 
   std::byte* out = nullptr;
-  const std::byte* own = nullptr;   // the other operand; may be `out`
-  Combine combine = nullptr;        // nullptr: copy
+  const std::byte* own = nullptr;  // the other operand; may be `out`
+  Combine combine = nullptr;       // nullptr: copy
   std::size_t element_bytes = 1;
-  bool incoming_first = false;      // operand order, so that both sides of an exchange get equal bits
+  bool incoming_first = false;  // operand order, so that both sides of an exchange get equal bits
 };
 
 class Transfer {

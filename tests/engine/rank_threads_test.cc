@@ -24,8 +24,8 @@ TEST(RankThreads, SumOfAllRanksArrivesOnEachOfThem) {
         const Status status = hvd.allreduce("x", input, result);
         ASSERT_TRUE(status.ok()) << status.text();
         for (std::size_t i = 0; i < count; ++i) {
-          const float expected = static_cast<float>(i % 97) * static_cast<float>(size) +
-                                 static_cast<float>(size * (size - 1) / 2);
+          const float expected =
+              static_cast<float>(i % 97) * static_cast<float>(size) + static_cast<float>(size * (size - 1) / 2);
           ASSERT_EQ(result[i], expected) << "element " << i << " of " << count << " on " << size << " ranks";
         }
       }
@@ -55,8 +55,8 @@ TEST(RankThreads, ManyTensorsInDifferentOrdersAreFusedAndRight) {
       for (int i = 0; i < tensors; ++i) {
         const int t = (i * (2 * hvd.rank() + 1)) % tensors;  // another order on each rank (the factor is odd)
         const auto index = static_cast<std::size_t>(hvd.rank() == 2 ? i : t);
-        handles.push_back(hvd.allreduce_async("t" + std::to_string(index), values[index], values[index],
-                                              ReduceOp::kAverage));
+        handles.push_back(
+            hvd.allreduce_async("t" + std::to_string(index), values[index], values[index], ReduceOp::kAverage));
         if (!handles.back().ok()) ADD_FAILURE() << handles.back().status().text();
       }
       for (auto& handle : handles) ASSERT_TRUE(hvd.wait(handle).ok()) << hvd.wait(handle).text();

@@ -72,8 +72,8 @@ Result<HandleRef> TestRank::barrier_async(const std::string& name, ProcessSetId 
 }
 
 Result<ProcessSetId> TestRank::add_process_set(const std::vector<int>& ranks) {
-  TensorEntry entry = make_entry(OpKind::kProcessSetAdd, "add", DataType::kUint8,
-                                 Shape(ranks.begin(), ranks.end()), nullptr, nullptr);
+  TensorEntry entry =
+      make_entry(OpKind::kProcessSetAdd, "add", DataType::kUint8, Shape(ranks.begin(), ranks.end()), nullptr, nullptr);
   const Result<HandleRef> handle = enqueue(std::move(entry));
   HVD_RETURN_IF_ERROR(wait(handle));
   return handle.value()->output().process_set;

@@ -3,10 +3,9 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{Attribute{"data type", attributes::dtype},
-                                 Attribute{"number of dimensions", attributes::dimensions},
-                                 Attribute{"shape after the first dimension", attributes::trailing_shape},
-                                 Attribute{"memory", attributes::memory}};
+constexpr std::array kAttributes{
+    Attribute{"data type", attributes::dtype}, Attribute{"number of dimensions", attributes::dimensions},
+    Attribute{"shape after the first dimension", attributes::trailing_shape}, Attribute{"memory", attributes::memory}};
 
 Status check(const Request& request, const Membership& /*membership*/) {
   HVD_RETURN_IF_ERROR(attributes::check_tensor(request));
@@ -35,7 +34,7 @@ ResponseEntry entry(std::span<const Request* const> requests) {
 
 }  // namespace
 
-constinit const OpRule kAllgatherRule{OpKind::kAllgather, /*fusible=*/false, /*cacheable=*/true, check,          kAttributes,
-                            repeats,            entry,             as_rank_sent_it};
+constinit const OpRule kAllgatherRule{
+    OpKind::kAllgather, /*fusible=*/false, /*cacheable=*/true, check, kAttributes, repeats, entry, as_rank_sent_it};
 
 }  // namespace hvd

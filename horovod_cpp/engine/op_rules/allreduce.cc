@@ -3,15 +3,18 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{
-    Attribute{"data type", attributes::dtype},     Attribute{"shape", attributes::shape},
-    Attribute{"reduction", attributes::reduce_op}, Attribute{"prescale factor", attributes::prescale},
-    Attribute{"postscale factor", attributes::postscale}, Attribute{"memory", attributes::memory}};
+constexpr std::array kAttributes{Attribute{"data type", attributes::dtype},
+                                 Attribute{"shape", attributes::shape},
+                                 Attribute{"reduction", attributes::reduce_op},
+                                 Attribute{"prescale factor", attributes::prescale},
+                                 Attribute{"postscale factor", attributes::postscale},
+                                 Attribute{"memory", attributes::memory}};
 
 Status check(const Request& request, const Membership& /*membership*/) {
   HVD_RETURN_IF_ERROR(attributes::check_tensor(request));
   if (!is_valid(request.reduce_op)) {
-    return Status::invalid_argument(fmt::format("reduction number {} is not known", static_cast<int>(request.reduce_op)));
+    return Status::invalid_argument(
+        fmt::format("reduction number {} is not known", static_cast<int>(request.reduce_op)));
   }
   if (request.reduce_op == ReduceOp::kAdasum) {
     return Status::invalid_argument("the Adasum reduction is not available; use Average or Sum");
@@ -21,7 +24,8 @@ Status check(const Request& request, const Membership& /*membership*/) {
 
 }  // namespace
 
-constinit const OpRule kAllreduceRule{OpKind::kAllreduce, /*fusible=*/true, /*cacheable=*/true, check, kAttributes,
-                            attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+constinit const OpRule kAllreduceRule{
+    OpKind::kAllreduce, /*fusible=*/true,          /*cacheable=*/true,      check,
+    kAttributes,        attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

@@ -7,7 +7,8 @@ Status check(const Request& /*request*/, const Membership& /*membership*/) { ret
 
 }  // namespace
 
-constinit const OpRule kBarrierRule{OpKind::kBarrier, /*fusible=*/false, /*cacheable=*/true, check, {},
-                          attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+constinit const OpRule kBarrierRule{
+    OpKind::kBarrier,          /*fusible=*/false,       /*cacheable=*/true,      check, {},
+    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

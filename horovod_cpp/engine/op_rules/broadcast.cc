@@ -18,7 +18,8 @@ Status check(const Request& request, const Membership& membership) {
 
 }  // namespace
 
-constinit const OpRule kBroadcastRule{OpKind::kBroadcast, /*fusible=*/false, /*cacheable=*/true, check, kAttributes,
-                            attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+constinit const OpRule kBroadcastRule{
+    OpKind::kBroadcast, /*fusible=*/false,         /*cacheable=*/true,      check,
+    kAttributes,        attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

@@ -17,7 +17,8 @@ Status check_add(const Request& request, const Membership& membership) {
     }
   }
   if (std::adjacent_find(ranks.begin(), ranks.end(), std::greater_equal<>()) != ranks.end()) {
-    return Status::invalid_argument(fmt::format("the ranks {} are not ascending and without repeats", shape_text(ranks)));
+    return Status::invalid_argument(
+        fmt::format("the ranks {} are not ascending and without repeats", shape_text(ranks)));
   }
   return {};
 }
@@ -31,11 +32,11 @@ Status check_remove(const Request& request, const Membership& /*membership*/) {
 
 }  // namespace
 
-constinit const OpRule kProcessSetAddRule{OpKind::kProcessSetAdd, /*fusible=*/false, /*cacheable=*/false, check_add,
-                                kAttributes, attributes::repeats_alike, attributes::entry_alike,
-                                attributes::recall_alike};
-constinit const OpRule kProcessSetRemoveRule{OpKind::kProcessSetRemove, /*fusible=*/false, /*cacheable=*/false, check_remove,
-                                   kAttributes, attributes::repeats_alike, attributes::entry_alike,
-                                   attributes::recall_alike};
+constinit const OpRule kProcessSetAddRule{
+    OpKind::kProcessSetAdd,    /*fusible=*/false,       /*cacheable=*/false,     check_add, kAttributes,
+    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+constinit const OpRule kProcessSetRemoveRule{
+    OpKind::kProcessSetRemove, /*fusible=*/false,       /*cacheable=*/false,     check_remove, kAttributes,
+    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

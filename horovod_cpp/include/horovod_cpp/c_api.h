@@ -23,28 +23,23 @@ extern "C" {
 #define HVD_ABI_VERSION 1
 
 /* Zeroes a struct and sets its size. */
-#define HVD_INIT_STRUCT(pointer)                                                   \
-  do {                                                                             \
-    char* hvd_bytes = (char*)(pointer);                                            \
+#define HVD_INIT_STRUCT(pointer)                                                       \
+  do {                                                                                 \
+    char* hvd_bytes = (char*)(pointer);                                                \
     for (uint32_t hvd_i = 0; hvd_i < sizeof *(pointer); ++hvd_i) hvd_bytes[hvd_i] = 0; \
-    (pointer)->struct_bytes = (uint32_t)sizeof *(pointer);                         \
+    (pointer)->struct_bytes = (uint32_t)sizeof *(pointer);                             \
   } while (0)
 
 typedef enum hvd_code {
   HVD_OK = 0,
-  HVD_INVALID_ARGUMENT = 1,  /* the caller's mistake, or ranks that disagree */
-  HVD_PRECONDITION = 2,      /* not initialised, shut down, not a member of the process set */
-  HVD_INTERNAL = 3,          /* lost peer, shutdown of another rank, stall limit */
-  HVD_UNAVAILABLE = 4,       /* a library, device or transport is missing */
-  HVD_DEADLINE_EXCEEDED = 5  /* hvd_handle_wait came to its time limit; the handle is still good */
+  HVD_INVALID_ARGUMENT = 1, /* the caller's mistake, or ranks that disagree */
+  HVD_PRECONDITION = 2,     /* not initialised, shut down, not a member of the process set */
+  HVD_INTERNAL = 3,         /* lost peer, shutdown of another rank, stall limit */
+  HVD_UNAVAILABLE = 4,      /* a library, device or transport is missing */
+  HVD_DEADLINE_EXCEEDED = 5 /* hvd_handle_wait came to its time limit; the handle is still good */
 } hvd_code;
 
-typedef enum hvd_op {
-  HVD_ALLREDUCE = 0,
-  HVD_ALLGATHER = 1,
-  HVD_BROADCAST = 2,
-  HVD_BARRIER = 3
-} hvd_op;
+typedef enum hvd_op { HVD_ALLREDUCE = 0, HVD_ALLGATHER = 1, HVD_BROADCAST = 2, HVD_BARRIER = 3 } hvd_op;
 
 /* The numbers of data types, reductions and memory kinds. */
 typedef enum hvd_dtype {
@@ -194,14 +189,14 @@ HVD_API void hvd_collect_released(void);
 typedef struct hvd_statistics {
   uint32_t struct_bytes;
   uint32_t reserved;
-  int64_t operations_done;          /* handles that ended well */
+  int64_t operations_done; /* handles that ended well */
   int64_t operations_failed;
-  int64_t bytes_reduced;            /* payload of allreduce operations that ended well */
-  int64_t collective_calls;         /* after fusion */
+  int64_t bytes_reduced;    /* payload of allreduce operations that ended well */
+  int64_t collective_calls; /* after fusion */
   int64_t control_messages_sent;
   int64_t control_bytes_sent;
   int64_t data_bytes_sent;
-  int64_t cache_hits;               /* requests that went out as a cache bit */
+  int64_t cache_hits;                 /* requests that went out as a cache bit */
   int64_t background_cpu_nanoseconds; /* processor time of the background thread */
   int64_t background_wakeups;
 } hvd_statistics;

@@ -111,9 +111,8 @@ std::unique_ptr<StreamTransport> InprocNetwork::connect(int rank, Poller& poller
   auto transport = std::make_unique<StreamTransport>(std::move(settings), std::make_unique<InprocWakeup>(ranks_, rank));
   for (std::size_t peer = 0; peer < ranks; ++peer) {
     if (peer == self) continue;
-    transport->add_peer(static_cast<int>(peer),
-                        std::make_unique<InprocLink>(ranks_[peer], rings_[self * ranks + peer],
-                                                     rings_[peer * ranks + self]));
+    transport->add_peer(static_cast<int>(peer), std::make_unique<InprocLink>(ranks_[peer], rings_[self * ranks + peer],
+                                                                             rings_[peer * ranks + self]));
   }
   return transport;
 }

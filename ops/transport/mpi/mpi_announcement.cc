@@ -51,7 +51,8 @@ EncodedAnnouncement encode(const MpiAnnouncement& announcement) {
 
 Result<MpiAnnouncement> decode_announcement(std::span<const std::byte> message, int sender) {
   if (message.size() < kMpiAnnouncementBytes) {
-    return Status::internal(fmt::format("received a message of {} bytes, shorter than an announcement", message.size()));
+    return Status::internal(
+        fmt::format("received a message of {} bytes, shorter than an announcement", message.size()));
   }
   const Result<FrameHeader> header = decode_header(message.first<kFrameHeaderBytes>());
   if (!header) return header.status();

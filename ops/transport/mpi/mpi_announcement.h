@@ -15,8 +15,8 @@
 
 namespace hvd {
 
-/// Numbers the transports of a process in the order of their making, alike on all ranks: the epoch of the last allgather
-/// above the generation. What belongs to an older life is thrown away.
+/// Numbers the transports of a process in the order of their making, alike on all ranks: the epoch of the last
+/// allgather above the generation. What belongs to an older life is thrown away.
 using MpiLife = std::uint64_t;
 constexpr MpiLife mpi_life(std::uint32_t epoch, std::uint32_t generation) {
   return (MpiLife{epoch} << 32) | generation;

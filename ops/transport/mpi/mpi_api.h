@@ -19,10 +19,10 @@ struct MpiRequest {
 
 /// What a finished request says.
 struct MpiOutcome {
-  int index;       ///< which of the requests asked about
-  int error;       ///< of this message
-  int cancelled;   ///< 1: the cancellation came in time, nothing was received
-  int source;      ///< receives only
+  int index;            ///< which of the requests asked about
+  int error;            ///< of this message
+  int cancelled;        ///< 1: the cancellation came in time, nothing was received
+  int source;           ///< receives only
   std::uint64_t bytes;  ///< received
 };
 

@@ -48,16 +48,16 @@ struct MpiBootstrap::Meeting {
   TimePoint deadline;
   std::vector<std::byte> mine;
   Note note;
-  std::vector<Note> notes;                     // by rank
-  std::vector<std::vector<std::byte>> blobs;   // by rank, on rank 0
+  std::vector<Note> notes;                    // by rank
+  std::vector<std::vector<std::byte>> blobs;  // by rank, on rank 0
   std::vector<std::byte> all;
   std::vector<MpiRequest> requests;
   std::vector<MpiOutcome> outcomes;
   double waited_seconds() const { return std::chrono::duration<double>(deadline - start).count(); }
 
   Status late(std::string_view who) const {
-    return Status::deadline_exceeded(fmt::format("mpi: {} init within {:.1f} s (HOROVOD_START_TIMEOUT)", who,
-                                                 waited_seconds()));
+    return Status::deadline_exceeded(
+        fmt::format("mpi: {} init within {:.1f} s (HOROVOD_START_TIMEOUT)", who, waited_seconds()));
   }
 };
 
@@ -73,8 +73,10 @@ Result<std::vector<std::vector<std::byte>>> MpiBootstrap::allgather(std::span<co
   meeting->mine.assign(mine.begin(), mine.end());
   if (const Status status = meet(*meeting); !status.ok()) {
     process_.left_with_mpi.push_back(meeting);
-    process_.unusable = Status::internal(fmt::format("MPI is of no use to this process any more, since an earlier init "
-                                                     "failed ({}); start the job again", status.text()));
+    process_.unusable =
+        Status::internal(fmt::format("MPI is of no use to this process any more, since an earlier init "
+                                     "failed ({}); start the job again",
+                                     status.text()));
     return status;
   }
   std::vector<std::vector<std::byte>> result;
@@ -101,8 +103,8 @@ Status MpiBootstrap::meet(Meeting& meeting) {
   std::uint64_t total = 0;
   for (const Note& note : meeting.notes) total += note.bytes;
   if (total > kLargestTotal) {
-    return Status::internal(fmt::format("mpi: the ranks hand {} bytes to an allgather; the limit is {}", total,
-                                        kLargestTotal));
+    return Status::internal(
+        fmt::format("mpi: the ranks hand {} bytes to an allgather; the limit is {}", total, kLargestTotal));
   }
   meeting.all.resize(static_cast<std::size_t>(total));
   auto at = meeting.all.begin();

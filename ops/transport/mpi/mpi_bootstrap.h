@@ -17,8 +17,8 @@ class MpiBootstrap final : public Bootstrap {
   std::string_view name() const override { return "mpi"; }
   int rank() const override { return process_.rank; }
   int size() const override { return process_.size; }
-  /// 2(size-1) small messages to rank 0, two broadcasts. At most 16 MiB a rank, 2 GiB in all. Rank 0 names the ranks that
-  /// have not come; the others cannot know them.
+  /// 2(size-1) small messages to rank 0, two broadcasts. At most 16 MiB a rank, 2 GiB in all. Rank 0 names the ranks
+  /// that have not come; the others cannot know them.
   Result<std::vector<std::vector<std::byte>>> allgather(std::span<const std::byte> mine, TimePoint deadline) override;
 
  private:

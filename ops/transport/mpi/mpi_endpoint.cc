@@ -48,8 +48,7 @@ bool MpiEndpoint::stop_slot(Slot& slot) {
 }
 
 Status MpiEndpoint::post_slot(Slot& slot) {
-  const int error =
-      api_.receive(slot.message.data(), slot.message.size(), kMpiAnySource, kMpiMailTag, &slot.request);
+  const int error = api_.receive(slot.message.data(), slot.message.size(), kMpiAnySource, kMpiMailTag, &slot.request);
   if (error == 0) return {};
   return Status::internal(fmt::format("MPI cannot receive any more: {}", mpi_error_text(api_, error)));
 }

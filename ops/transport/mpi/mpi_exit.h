@@ -8,8 +8,9 @@
 
 namespace hvd {
 
-/// Waits until all ranks exit, then calls MPI_Finalize. Without it, when a rank of this host has died or after 30 minutes
-/// (then a line on stderr says so); whoever started the job sees that MPI was not finalised, as after any crash.
+/// Waits until all ranks exit, then calls MPI_Finalize. Without it, when a rank of this host has died or after 30
+/// minutes (then a line on stderr says so); whoever started the job sees that MPI was not finalised, as after any
+/// crash.
 void finalize_mpi(MpiProcess& process);
 
 /// A rank of this host whose process is gone, by what the seats say; -1 when all live. Ranks of other hosts count as

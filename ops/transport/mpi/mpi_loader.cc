@@ -118,17 +118,19 @@ std::string version_of(void* library) {
 // a second one that the dynamic loader found beside it.
 Status check_module(const MpiApi& api, const std::string& file, void* library) {
   if (api.abi_version != kMpiAbiVersion || api.struct_bytes < sizeof(MpiApi)) {
-    return Status::unavailable(fmt::format("{} is of another version of horovod_cpp (module interface {}, {} bytes; "
-                                           "expected {}, {} bytes); build or install both together",
-                                           file, api.abi_version, api.struct_bytes, kMpiAbiVersion, sizeof(MpiApi)));
+    return Status::unavailable(
+        fmt::format("{} is of another version of horovod_cpp (module interface {}, {} bytes; "
+                    "expected {}, {} bytes); build or install both together",
+                    file, api.abi_version, api.struct_bytes, kMpiAbiVersion, sizeof(MpiApi)));
   }
   std::array<char, 16384> text{};
   api.library_version(text.data(), text.size());
   const std::string wanted = version_of(library);
   if (wanted == text.data()) return {};
-  return Status::unavailable(fmt::format("{} was built for another MPI than the one of this process: it uses '{}', the "
-                                         "process has '{}'; use one MPI for both, or build horovod_cpp with it",
-                                         file, text.data(), wanted));
+  return Status::unavailable(
+      fmt::format("{} was built for another MPI than the one of this process: it uses '{}', the "
+                  "process has '{}'; use one MPI for both, or build horovod_cpp with it",
+                  file, text.data(), wanted));
 }
 
 bool says(void* scope, const char* function) {
@@ -166,9 +168,10 @@ Result<const MpiApi*> load_mpi(const MpiSearch& search) {
   if (library == nullptr) return libraries.failure();
   void* module = dlopen(file->c_str(), RTLD_NOW | RTLD_LOCAL);
   if (module == nullptr) {
-    return Status::unavailable(fmt::format("the MPI module cannot be opened: {}; the process has '{}': use the MPI that "
-                                           "horovod_cpp was built with, or build it with this one",
-                                           dl_error(), version_of(library)));
+    return Status::unavailable(
+        fmt::format("the MPI module cannot be opened: {}; the process has '{}': use the MPI that "
+                    "horovod_cpp was built with, or build it with this one",
+                    dl_error(), version_of(library)));
   }
   auto* function = reinterpret_cast<MpiApiFunction*>(dlsym(module, kMpiApiSymbol));
   if (function == nullptr) return Status::unavailable(fmt::format("{} is no MPI module: {}", *file, dl_error()));

@@ -24,8 +24,8 @@ struct MpiSearch {
 /// What the environment and the place of this library say.
 MpiSearch default_mpi_search();
 
-/// Opens libmpi, then the module; both stay for ever. kUnavailable says in one line what is missing, where it was looked
-/// for, how to get it and what works without it.
+/// Opens libmpi, then the module; both stay for ever. kUnavailable says in one line what is missing, where it was
+/// looked for, how to get it and what works without it.
 Result<const MpiApi*> load_mpi(const MpiSearch& search);
 
 /// An MPI library in this process, ours or the program's, is initialised and not finalised.

@@ -41,8 +41,8 @@ Result<int> MpiMover::lease_tag(int peer) {
   Tags& tags = tags_[static_cast<std::size_t>(peer)];
   const auto available = static_cast<std::size_t>(largest_tag_ - kMpiFirstTransferTag + 1);
   if (tags.in_use.size() >= available) {
-    return Status::internal(fmt::format("{} transfers to rank {} are in flight, as many as MPI has tags for",
-                                        tags.in_use.size(), peer));
+    return Status::internal(
+        fmt::format("{} transfers to rank {} are in flight, as many as MPI has tags for", tags.in_use.size(), peer));
   }
   int tag = 0;
   do {
@@ -175,7 +175,8 @@ bool MpiMover::end_piece(std::size_t index, const MpiOutcome& outcome) {
 Status MpiMover::take_piece(Moving& moving, const MpiOutcome& outcome) {
   const std::size_t piece = moving.piece();
   if (moving.kind == Kind::kReceive && !moving.wanted()) {
-    // Its memory may be gone, and MPI has let go of it. The rest still comes and must not be taken for another transfer.
+    // Its memory may be gone, and MPI has let go of it. The rest still comes and must not be taken for another
+    // transfer.
     moving.kind = Kind::kSwallow;
     moving.transfer.reset();
     staging_.give_back(std::exchange(moving.staging, {}));
@@ -183,8 +184,8 @@ Status MpiMover::take_piece(Moving& moving, const MpiOutcome& outcome) {
   if (outcome.cancelled != 0) return {};  // this piece is still to come
   if (moving.kind == Kind::kReceive) {
     if (outcome.bytes != piece) {
-      return Status::internal(fmt::format("rank {} sent {} bytes where it had announced {} (mpi)", moving.peer,
-                                          outcome.bytes, piece));
+      return Status::internal(
+          fmt::format("rank {} sent {} bytes where it had announced {} (mpi)", moving.peer, outcome.bytes, piece));
     }
     if (moving.transfer->arrival.combine == nullptr) {
       moving.transfer->skip(piece);

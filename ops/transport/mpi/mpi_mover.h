@@ -101,7 +101,7 @@ class MpiMover {
 
   const MpiApi& api_;
   int largest_tag_;
-  std::vector<Tags> tags_;           // by peer
+  std::vector<Tags> tags_;            // by peer
   std::vector<MpiRequest> requests_;  // parallel to moving_
   std::vector<Moving> moving_;
   std::vector<MpiOutcome> outcomes_;

@@ -28,11 +28,11 @@ struct MpiProcess {
   int size = 1;
   std::int64_t pid = 0;  ///< of the process that called open; a fork of it leaves MPI alone
 
-  MpiRequest duplicating{};                ///< until there is an endpoint
-  std::unique_ptr<MpiEndpoint> endpoint;   ///< once our communicator is there
-  std::uint32_t epoch = 0;                 ///< counts allgathers, alike on all ranks
-  std::vector<MpiSeat> seats;              ///< by rank, after an allgather
-  Status unusable;                         ///< not ok: the start or an allgather has failed
+  MpiRequest duplicating{};                          ///< until there is an endpoint
+  std::unique_ptr<MpiEndpoint> endpoint;             ///< once our communicator is there
+  std::uint32_t epoch = 0;                           ///< counts allgathers, alike on all ranks
+  std::vector<MpiSeat> seats;                        ///< by rank, after an allgather
+  Status unusable;                                   ///< not ok: the start or an allgather has failed
   std::vector<std::shared_ptr<void>> left_with_mpi;  ///< memory of an allgather that has failed
   int open_runtimes = 0;
 };

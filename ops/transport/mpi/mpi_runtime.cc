@@ -23,8 +23,8 @@
 namespace hvd {
 namespace {
 
-// There is one MPI in a process and it starts once, so this is a process-wide variable like MPI itself. Never destroyed:
-// MPI may hold some of its memory until the very end.
+// There is one MPI in a process and it starts once, so this is a process-wide variable like MPI itself. Never
+// destroyed: MPI may hold some of its memory until the very end.
 MpiProcess* the_process = nullptr;
 std::atomic<bool> skip_finalize_flag{false};
 
@@ -81,16 +81,18 @@ void at_exit() {
 Status start_mpi(MpiProcess& process) {
   const MpiApi& api = *process.api;
   const auto check = [&api](int error, const char* what) {
-    return error == 0 ? Status()
-                      : Status::internal(fmt::format("MPI cannot be used: {} failed: {}", what, mpi_error_text(api, error)));
+    return error == 0
+               ? Status()
+               : Status::internal(fmt::format("MPI cannot be used: {} failed: {}", what, mpi_error_text(api, error)));
   };
   int initialized = 0;
   int finalized = 0;
   HVD_RETURN_IF_ERROR(check(api.initialized(&initialized), "MPI_Initialized"));
   HVD_RETURN_IF_ERROR(check(api.finalized(&finalized), "MPI_Finalized"));
   if (finalized != 0) {
-    return Status::precondition("the program has finalised MPI, which cannot be initialised again in this process; call "
-                                "init() before MPI_Finalize");
+    return Status::precondition(
+        "the program has finalised MPI, which cannot be initialised again in this process; call "
+        "init() before MPI_Finalize");
   }
   process.pid = ::getpid();
   if (initialized == 0) {
@@ -139,8 +141,7 @@ bool MpiRuntime::launched_by_mpi() {
 
 void MpiRuntime::skip_finalize() { skip_finalize_flag = true; }
 
-MpiRuntime::MpiRuntime(MpiProcess& process)
-    : process_(process), bootstrap_(std::make_unique<MpiBootstrap>(process)) {
+MpiRuntime::MpiRuntime(MpiProcess& process) : process_(process), bootstrap_(std::make_unique<MpiBootstrap>(process)) {
   ++process_.open_runtimes;
   if (process_.endpoint) process_.endpoint->resume();
 }

@@ -1,11 +1,12 @@
 // Bulk data over MPI: pairs the transfers of this rank with the announcements of its peers.
 // Runs under the Turn.
 //
-// Why a transfer is announced: an MPI message is found by its tag alone, and a tag is too short for process set, channel
-// and sequence, let alone for telling a transfer from the rest of one that was cancelled or from one of an earlier init.
-// So a small message names the transfer in full and either carries its bytes or says under which tag they come; no two
-// transfers to a peer have the same tag while a message of one may be on its way. A receive is posted when its
-// announcement is there, so MPI puts (or we combine) the bytes into place with no copy of a large transfer in between.
+// Why a transfer is announced: an MPI message is found by its tag alone, and a tag is too short for process set,
+// channel and sequence, let alone for telling a transfer from the rest of one that was cancelled or from one of an
+// earlier init. So a small message names the transfer in full and either carries its bytes or says under which tag they
+// come; no two transfers to a peer have the same tag while a message of one may be on its way. A receive is posted when
+// its announcement is there, so MPI puts (or we combine) the bytes into place with no copy of a large transfer in
+// between.
 //
 // MPI tells nothing about lost peers and cannot take back a send. The control transport sees the loss, and the owner
 // cancels its transfers; what MPI may still touch is kept alive by the endpoint, for ever if need be.

@@ -29,8 +29,8 @@ std::string place_of_this_process() {
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot_id;
   std::array<char, 64> space{};
   const ssize_t length = ::readlink("/proc/self/ns/net", space.data(), space.size());
-  return fmt::format("{} {} {}", boot_id, std::string_view(space.data(), length > 0 ? static_cast<std::size_t>(length) : 0),
-                     ::geteuid());
+  return fmt::format("{} {} {}", boot_id,
+                     std::string_view(space.data(), length > 0 ? static_cast<std::size_t>(length) : 0), ::geteuid());
 }
 
 // The name in an address of this host; nothing for another host or no address.
@@ -66,8 +66,7 @@ Result<std::unique_ptr<ShmConnector>> ShmConnector::create(int rank, int size, s
   self.process = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
   self.wakeup = std::move(wakeup).value();
   self.awaited.resize(static_cast<std::size_t>(size));
-  return std::unique_ptr<ShmConnector>(
-      new ShmConnector(std::move(self), std::move(listener).value(), std::move(name)));
+  return std::unique_ptr<ShmConnector>(new ShmConnector(std::move(self), std::move(listener).value(), std::move(name)));
 }
 
 ShmConnector::ShmConnector(ShmSelf self, UniqueFd listener, std::string name)

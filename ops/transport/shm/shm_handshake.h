@@ -70,8 +70,8 @@ class ShmHandshake {
     kFailed
   };
 
-  ShmHandshake(ShmSelf& self, std::unique_ptr<ShmPeer> peer, Stage stage) : self_(&self), stage_(stage),
-                                                                            peer_(std::move(peer)) {}
+  ShmHandshake(ShmSelf& self, std::unique_ptr<ShmPeer> peer, Stage stage)
+      : self_(&self), stage_(stage), peer_(std::move(peer)) {}
 
   void step();
   void greet();

@@ -63,14 +63,12 @@ void ShmLink::ring() {
   [[maybe_unused]] const ssize_t put = ::write(peer_.doorbell.get(), &one, sizeof one);
 }
 
-bool ShmLink::has_news() {
-  return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_.gone;
-}
+bool ShmLink::has_news() { return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_.gone; }
 
 Status ShmLink::failure() {
   if (in_written_.load() - consumed_ > peer_.ring_bytes) {
-    return Status::internal(fmt::format("{} wrote positions into the shared memory that cannot be right",
-                                        process_text(peer_)));
+    return Status::internal(
+        fmt::format("{} wrote positions into the shared memory that cannot be right", process_text(peer_)));
   }
   if (!peer_.gone || !reader_.peek().empty()) return {};
   if (peer_.ended) return Status::internal(fmt::format("{} has ended", process_text(peer_)));

@@ -12,12 +12,12 @@ namespace hvd {
 namespace {
 
 // Newer than the C library headers that we build with.
-constexpr unsigned kNoExecSeal = 0x8;    // MFD_NOEXEC_SEAL, Linux 6.3
-constexpr int kPopulateWrite = 23;       // MADV_POPULATE_WRITE, Linux 5.14
+constexpr unsigned kNoExecSeal = 0x8;  // MFD_NOEXEC_SEAL, Linux 6.3
+constexpr int kPopulateWrite = 23;     // MADV_POPULATE_WRITE, Linux 5.14
 
 Status errno_status(const char* what, std::size_t bytes) {
-  return Status::unavailable(fmt::format("{} for {} bytes of shared memory failed: {}", what, bytes,
-                                         std::strerror(errno)));
+  return Status::unavailable(
+      fmt::format("{} for {} bytes of shared memory failed: {}", what, bytes, std::strerror(errno)));
 }
 
 // Some systems refuse memory files that could be executed; old kernels do not know the flag.
@@ -53,7 +53,7 @@ Result<UniqueFd> create_memory_file(const char* name, std::size_t bytes) {
 }
 
 Result<SharedMapping> SharedMapping::map(int file, std::size_t bytes) {
-  struct stat info {};
+  struct stat info{};
   if (::fstat(file, &info) != 0) return errno_status("fstat", bytes);
   if (static_cast<std::size_t>(info.st_size) != bytes || !is_sealed(file)) {
     return Status::unavailable(fmt::format("a shared memory file has {} bytes and {}; expected {} bytes and a seal",

@@ -54,10 +54,11 @@ struct ShmPeer {
   std::span<std::byte> ring_to_higher() const { return pair.bytes().first(ring_bytes); }
   std::span<std::byte> ring_to_lower() const { return pair.bytes().subspan(ring_bytes, ring_bytes); }
 
-  int rank;           ///< -1 until it has said so
-  pid_t pid = 0;      ///< 0: in a PID namespace that is not visible from here
-  UniqueFd socket;    ///< ends when the peer lets go of the transport, or ends itself
-  UniqueFd process;   ///< pidfd, readable once the peer has ended, whoever holds copies of its socket; -1 before Linux 5.3
+  int rank;         ///< -1 until it has said so
+  pid_t pid = 0;    ///< 0: in a PID namespace that is not visible from here
+  UniqueFd socket;  ///< ends when the peer lets go of the transport, or ends itself
+  UniqueFd
+      process;  ///< pidfd, readable once the peer has ended, whoever holds copies of its socket; -1 before Linux 5.3
   UniqueFd doorbell;  ///< eventfd that wakes the peer
   SharedMapping presence;
   SharedMapping pair;

@@ -56,9 +56,9 @@ Result<std::unique_ptr<TcpBootstrap>> TcpBootstrap::create(const FromLauncher& f
     // A copy: the launcher's descriptor stays open for a later init in this process.
     made->listener_ = UniqueFd(::fcntl(from.listen_fd, F_DUPFD_CLOEXEC, 0));
     if (!made->listener_) {
-      return Status::invalid_argument(
-          fmt::format("HOROVOD_RENDEZVOUS_FD={} is not an open descriptor: start rank 0 with hvdrun, which passes it on",
-                      from.listen_fd));
+      return Status::invalid_argument(fmt::format(
+          "HOROVOD_RENDEZVOUS_FD={} is not an open descriptor: start rank 0 with hvdrun, which passes it on",
+          from.listen_fd));
     }
     HVD_RETURN_IF_ERROR(adopt_socket(made->listener_.get()));
   } else if (from.rank != 0) {

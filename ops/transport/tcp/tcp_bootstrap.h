@@ -1,5 +1,5 @@
-// A rendezvous without MPI: rank 0 listens, the others find it, and bytes are exchanged through it. Guarded by the token
-// of the job. Used at init, by the thread that calls it.
+// A rendezvous without MPI: rank 0 listens, the others find it, and bytes are exchanged through it. Guarded by the
+// token of the job. Used at init, by the thread that calls it.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,8 @@ class TcpBootstrap final : public Bootstrap {
 
   std::string name_;
   TcpGreeting own_;
-  UniqueFd listener_;                       // rank 0
-  std::vector<SocketAddress> candidates_;   // the others: where rank 0 may be
+  UniqueFd listener_;                      // rank 0
+  std::vector<SocketAddress> candidates_;  // the others: where rank 0 may be
   std::map<int, MessageSocket> connections_;
 };
 

@@ -71,8 +71,7 @@ std::vector<std::byte> TcpConnector::address() const {
 
 Result<std::unique_ptr<StreamTransport>> TcpConnector::connect(const std::vector<std::vector<std::byte>>& addresses,
                                                                const std::vector<int>& peers,
-                                                               StreamTransport::Settings settings,
-                                                               TimePoint deadline) {
+                                                               StreamTransport::Settings settings, TimePoint deadline) {
   TcpGreeting own;
   own.purpose = TcpGreeting::Purpose::kLink;
   own.rank = rank_;

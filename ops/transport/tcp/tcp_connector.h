@@ -15,8 +15,8 @@ class TcpConnector {
  public:
   struct Settings {
     std::string job_token;
-    bool loopback_only = false;            ///< all ranks are on this host: nobody else can connect
-    std::vector<std::string> interfaces;   ///< names; empty: all
+    bool loopback_only = false;           ///< all ranks are on this host: nobody else can connect
+    std::vector<std::string> interfaces;  ///< names; empty: all
   };
 
   static Result<std::unique_ptr<TcpConnector>> create(int rank, int size, Settings settings);

@@ -84,9 +84,9 @@ TEST(Half, RoundsToTheNearestOfTwoNeighboursAndTiesToEven) {
       if (magnitude == 0) continue;
       const auto down = static_cast<std::uint16_t>(magnitude - 1);
       const double down_distance = target - value_of_fields(format.type, down);
-      ASSERT_TRUE(distance < down_distance || (distance == down_distance && magnitude % 2 == 0) ||
-                  (magnitude == testing::infinity_bits(format.type) &&
-                   target > value_of_fields(format.type, magnitude)))
+      ASSERT_TRUE(
+          distance < down_distance || (distance == down_distance && magnitude % 2 == 0) ||
+          (magnitude == testing::infinity_bits(format.type) && target > value_of_fields(format.type, magnitude)))
           << value;
     }
   }

@@ -50,10 +50,14 @@ inline std::string instruction_set_name(const ::testing::TestParamInfo<std::int6
 
 constexpr int mantissa_bits(DataType type) {
   switch (type) {
-    case DataType::kFloat16: return 10;
-    case DataType::kBfloat16: return 7;
-    case DataType::kFloat32: return 23;
-    default: return 52;
+    case DataType::kFloat16:
+      return 10;
+    case DataType::kBfloat16:
+      return 7;
+    case DataType::kFloat32:
+      return 23;
+    default:
+      return 52;
   }
 }
 
@@ -68,10 +72,14 @@ constexpr bool is_nan(DataType type, Bits bits) {
 
 inline double to_double(DataType type, Bits bits) {
   switch (type) {
-    case DataType::kFloat16: return static_cast<double>(float16_to_float(static_cast<std::uint16_t>(bits)));
-    case DataType::kBfloat16: return static_cast<double>(bfloat16_to_float(static_cast<std::uint16_t>(bits)));
-    case DataType::kFloat32: return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
-    default: return std::bit_cast<double>(bits);
+    case DataType::kFloat16:
+      return static_cast<double>(float16_to_float(static_cast<std::uint16_t>(bits)));
+    case DataType::kBfloat16:
+      return static_cast<double>(bfloat16_to_float(static_cast<std::uint16_t>(bits)));
+    case DataType::kFloat32:
+      return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+    default:
+      return std::bit_cast<double>(bits);
   }
 }
 
@@ -79,19 +87,27 @@ inline double to_double(DataType type, Bits bits) {
 /// on its own: double has more than twice the digits.
 inline Bits from_double(DataType type, double value) {
   switch (type) {
-    case DataType::kFloat16: return float_to_float16(static_cast<float>(value));
-    case DataType::kBfloat16: return float_to_bfloat16(static_cast<float>(value));
-    case DataType::kFloat32: return std::bit_cast<std::uint32_t>(static_cast<float>(value));
-    default: return std::bit_cast<Bits>(value);
+    case DataType::kFloat16:
+      return float_to_float16(static_cast<float>(value));
+    case DataType::kBfloat16:
+      return float_to_bfloat16(static_cast<float>(value));
+    case DataType::kFloat32:
+      return std::bit_cast<std::uint32_t>(static_cast<float>(value));
+    default:
+      return std::bit_cast<Bits>(value);
   }
 }
 
 inline std::int64_t to_integer(DataType type, Bits bits) {
   switch (type) {
-    case DataType::kInt8: return static_cast<std::int8_t>(bits);
-    case DataType::kInt16: return static_cast<std::int16_t>(bits);
-    case DataType::kInt32: return static_cast<std::int32_t>(bits);
-    default: return static_cast<std::int64_t>(bits);
+    case DataType::kInt8:
+      return static_cast<std::int8_t>(bits);
+    case DataType::kInt16:
+      return static_cast<std::int16_t>(bits);
+    case DataType::kInt32:
+      return static_cast<std::int32_t>(bits);
+    default:
+      return static_cast<std::int64_t>(bits);
   }
 }
 
@@ -103,10 +119,14 @@ constexpr Bits from_integer(DataType type, Bits value) { return value & (sign_bi
 inline Bits reference_of_integers(DataType type, ReduceOp op, Bits lhs, Bits rhs) {
   const bool right_is_less = to_integer(type, rhs) < to_integer(type, lhs);
   switch (op) {
-    case ReduceOp::kMin: return right_is_less ? rhs : lhs;
-    case ReduceOp::kMax: return right_is_less ? lhs : rhs;
-    case ReduceOp::kProduct: return from_integer(type, lhs * rhs);
-    default: return from_integer(type, lhs + rhs);
+    case ReduceOp::kMin:
+      return right_is_less ? rhs : lhs;
+    case ReduceOp::kMax:
+      return right_is_less ? lhs : rhs;
+    case ReduceOp::kProduct:
+      return from_integer(type, lhs * rhs);
+    default:
+      return from_integer(type, lhs + rhs);
   }
 }
 
@@ -119,10 +139,14 @@ inline Bits reference_of_floats(DataType type, ReduceOp op, Bits lhs, Bits rhs) 
   const double b = to_double(type, rhs);
   const bool right_is_less = b < a || (a == b && std::signbit(b) && !std::signbit(a));
   switch (op) {
-    case ReduceOp::kMin: return right_is_less ? rhs : lhs;
-    case ReduceOp::kMax: return right_is_less ? lhs : rhs;
-    case ReduceOp::kProduct: return from_double(type, a * b);
-    default: return from_double(type, a + b);
+    case ReduceOp::kMin:
+      return right_is_less ? rhs : lhs;
+    case ReduceOp::kMax:
+      return right_is_less ? lhs : rhs;
+    case ReduceOp::kProduct:
+      return from_double(type, a * b);
+    default:
+      return from_double(type, a + b);
   }
 }
 
@@ -149,10 +173,28 @@ inline std::vector<Bits> special_values(DataType type) {
   const Bits infinity = infinity_bits(type);
   const Bits smallest_normal = Bits{1} << mantissa_bits(type);
   const Bits one = from_double(type, 1.0);
-  std::vector<Bits> values{0, 1, 2, 3, smallest_normal - 1, smallest_normal, smallest_normal + 1,
-                           one - 1, one, one + 1, one + 2, from_double(type, 3.0), from_double(type, 0.1),
-                           from_double(type, 0x1p-9), from_double(type, 2048.0), infinity - 2, infinity - 1, infinity,
-                           infinity + 1, infinity | quiet_bit(type), infinity | quiet_bit(type) | 5, sign - 1};
+  std::vector<Bits> values{0,
+                           1,
+                           2,
+                           3,
+                           smallest_normal - 1,
+                           smallest_normal,
+                           smallest_normal + 1,
+                           one - 1,
+                           one,
+                           one + 1,
+                           one + 2,
+                           from_double(type, 3.0),
+                           from_double(type, 0.1),
+                           from_double(type, 0x1p-9),
+                           from_double(type, 2048.0),
+                           infinity - 2,
+                           infinity - 1,
+                           infinity,
+                           infinity + 1,
+                           infinity | quiet_bit(type),
+                           infinity | quiet_bit(type) | 5,
+                           sign - 1};
   const std::size_t positive = values.size();
   for (std::size_t i = 0; i < positive; ++i) values.push_back(values[i] | sign);
   return values;
@@ -162,8 +204,10 @@ inline std::vector<Bits> special_values(DataType type) {
 inline Bits random_element(DataType type, const std::vector<Bits>& specials, std::mt19937_64& random) {
   const Bits draw = random();
   switch (random() % 4) {
-    case 0: return specials[draw % specials.size()];
-    case 1: return from_integer(type, draw);
+    case 0:
+      return specials[draw % specials.size()];
+    case 1:
+      return from_integer(type, draw);
     default:
       if (!is_floating_point(type)) return from_integer(type, draw % 256);
       return from_double(type, static_cast<double>(static_cast<std::int64_t>(draw)) * 0x1p-58);
@@ -182,8 +226,10 @@ inline std::vector<Bits> random_elements(DataType type, std::size_t count, std::
 class Elements {
  public:
   Elements(DataType type, const std::vector<Bits>& values, std::size_t offset = 0)
-      : bytes_(size_of(type)), count_(values.size()), offset_(offset),
-        memory_(new(std::align_val_t{64}) unsigned char[(offset + values.size()) * bytes_]()) {
+      : bytes_(size_of(type)),
+        count_(values.size()),
+        offset_(offset),
+        memory_(new (std::align_val_t{64}) unsigned char[(offset + values.size()) * bytes_]()) {
     for (std::size_t i = 0; i < count_; ++i) std::memcpy(data() + i * bytes_, &values[i], bytes_);
   }
 
