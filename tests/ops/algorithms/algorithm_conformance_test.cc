@@ -1,0 +1,325 @@
+// Every algorithm of the table, on 1 to 8 ranks, against a serial reference. A new row of the table is tested without a
+// new test.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "ops/algorithms/algorithm_table.h"
+#include "ops/algorithms/ring_schedule.h"
+#include "tests/ops/algorithms/elements.h"
+#include "tests/ops/algorithms/stepped_ranks.h"
+
+namespace hvd::testing {
+namespace {
+
+constexpr int kMostRanks = 8;
+constexpr std::size_t kSegment = 256;
+
+// With the first, all messages go out eagerly; with the second, those of a whole segment wait for credit.
+constexpr std::array kEagerLimits{std::size_t{32} << 10, std::size_t{128}};
+
+std::vector<std::size_t> counts_for(int ranks, std::size_t element_bytes) {
+  const std::size_t per_segment = kSegment / element_bytes;
+  const std::size_t all = static_cast<std::size_t>(ranks) * per_segment;  // each chunk is one segment
+  std::set<std::size_t> counts{0, 1, static_cast<std::size_t>(ranks - 1), 97, per_segment - 1, per_segment,
+                               per_segment + 1, all - 1, all, all + 1, 5 * all + 3};
+  return {counts.begin(), counts.end()};
+}
+
+std::string case_text(std::string_view algorithm, DataType type, ReduceOp op, int ranks, std::size_t count,
+                      bool in_place, std::size_t eager_limit) {
+  return fmt::format("{} {} {} on {} ranks, {} elements, {}, eager limit {}", algorithm, name_of(type), name_of(op),
+                     ranks, count, in_place ? "in place" : "out of place", eager_limit);
+}
+
+void expect_all_ok(const std::vector<Status>& ends) {
+  for (std::size_t rank = 0; rank < ends.size(); ++rank) {
+    EXPECT_TRUE(ends[rank].ok()) << "rank " << rank << ": " << ends[rank].text();
+  }
+}
+
+// Operands and results of all ranks for one allreduce.
+struct Operands {
+  Operands(DataType type, int ranks, std::size_t count, bool in_place)
+      : dtype(type), elements(count), same(in_place) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      inputs.emplace_back(count * size_of(type));
+      outputs.emplace_back(count * size_of(type));
+    }
+  }
+  template <typename Draw>
+  void fill(Draw draw) {
+    for (GuardedBytes& input : inputs) {
+      for (std::size_t i = 0; i < elements; ++i) store_element(dtype, input.data(), i, draw());
+    }
+    given = inputs;
+    if (same) outputs = inputs;
+  }
+  std::vector<double> of_element(std::size_t index) const {
+    std::vector<double> values;
+    for (const GuardedBytes& input : given) values.push_back(load_element(dtype, input.data(), index));
+    return values;
+  }
+  ReduceBuffer buffer(int rank, int parts) {
+    const auto i = static_cast<std::size_t>(rank);
+    ReduceBuffer made;
+    made.output = outputs[i].data();
+    made.input = same ? made.output : inputs[i].data();
+    made.bytes = outputs[i].size();
+    made.chunks = chunk_bounds(elements, size_of(dtype), parts);
+    return made;
+  }
+  void expect_nothing_else_was_touched() const {
+    for (std::size_t rank = 0; rank < inputs.size(); ++rank) {
+      EXPECT_TRUE(outputs[rank].guards_are_whole()) << "rank " << rank << " wrote beside its output";
+      EXPECT_TRUE(same || inputs[rank] == given[rank]) << "rank " << rank << " changed its input";
+    }
+  }
+  void expect_equal_on_all_ranks() const {
+    for (std::size_t rank = 1; rank < outputs.size(); ++rank) {
+      EXPECT_TRUE(outputs[rank] == outputs[0]) << "rank " << rank << " has other bits than rank 0";
+    }
+  }
+
+  DataType dtype;
+  std::size_t elements;
+  bool same;
+  std::vector<GuardedBytes> inputs;
+  std::vector<GuardedBytes> given;
+  std::vector<GuardedBytes> outputs;
+};
+
+class AllreduceConformance : public ::testing::TestWithParam<AllreduceAlgorithm> {
+ protected:
+  void run(SteppedRanks& ranks, Operands& operands, ReduceOp op) {
+    const AllreduceAlgorithm& algorithm = GetParam();
+    const Result<Reducer> reducer = find_reducer(operands.dtype, op);
+    ASSERT_TRUE(reducer.ok()) << reducer.status().text();
+    const int parts = algorithm.uses_chunks ? ranks.size() : 1;
+    expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+      return algorithm.run(context, operands.buffer(rank, parts), reducer.value());
+    }));
+    operands.expect_nothing_else_was_touched();
+    operands.expect_equal_on_all_ranks();
+  }
+
+  std::mt19937_64 random_ = generator_of_this_run();
+};
+
+TEST_P(AllreduceConformance, GivesTheExactResultForEveryTypeReductionSizeAndNumberOfRanks) {
+  constexpr std::array ops{ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct};
+  for (int size = 2; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random_, {eager_limit, std::size_t{16} << 10, kSegment});
+      for (const DataTypeInfo& type : kDataTypes) {
+        for (const ReduceOp op : ops) {
+          for (const std::size_t count : counts_for(size, type.bytes)) {
+            const bool in_place = random_() % 2 == 0;
+            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, in_place, eager_limit));
+            Operands operands(type.type, size, count, in_place);
+            operands.fill([&] { return exact_operand(type.type, op, random_); });
+            run(ranks, operands, op);
+            for (std::size_t i = 0; i < count; ++i) {
+              const double expected = as_stored(type.type, reduce_in_double(type.type, op, operands.of_element(i)));
+              ASSERT_EQ(load_element(type.type, operands.outputs[0].data(), i), expected) << "element " << i;
+            }
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AllreduceConformance, RoundsSumsOfAnyNumbersAlikeOnAllRanksAndWithinTheTolerance) {
+  std::uniform_real_distribution<double> anything(-1.0, 1.0);
+  for (int size = 2; size <= kMostRanks; ++size) {
+    SteppedRanks ranks(size, random_, {kEagerLimits[0], std::size_t{16} << 10, kSegment});
+    for (const DataTypeInfo& type : kDataTypes) {
+      if (!is_floating_point(type.type)) continue;
+      for (const bool in_place : {false, true}) {
+        const std::size_t count = 1009;
+        SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kSum, size, count, in_place, kEagerLimits[0]));
+        Operands operands(type.type, size, count, in_place);
+        operands.fill([&] { return anything(random_); });
+        run(ranks, operands, ReduceOp::kSum);
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::vector<double> values = operands.of_element(i);
+          double sum = 0;
+          double magnitude = 0;
+          for (const double value : values) {
+            sum += value;
+            magnitude += std::abs(value);
+          }
+          ASSERT_NEAR(load_element(type.type, operands.outputs[0].data(), i), sum,
+                      static_cast<double>(size) * rounding_of(type.type) * magnitude)
+              << "element " << i;
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+// A fused call and a single one have to give the same bits: the order of summation is a matter of the chunks.
+TEST_P(AllreduceConformance, GivesTheSameBitsHoweverRanksAreDriven) {
+  std::uniform_real_distribution<double> anything(-1.0, 1.0);
+  SteppedRanks ranks(5, random_, {kEagerLimits[1], std::size_t{4} << 10, kSegment});
+  Operands first(DataType::kFloat32, 5, 4099, false);
+  first.fill([&] { return anything(random_); });
+  run(ranks, first, ReduceOp::kSum);
+  for (int repeat = 0; repeat < 20 && !HasFailure(); ++repeat) {
+    Operands again(DataType::kFloat32, 5, 4099, repeat % 2 == 0);
+    again.inputs = first.given;
+    again.given = first.given;
+    if (again.same) again.outputs = first.given;
+    run(ranks, again, ReduceOp::kSum);
+    EXPECT_TRUE(again.outputs[0] == first.outputs[0]) << "repeat " << repeat;
+  }
+}
+
+TEST_P(AllreduceConformance, EndsEverywhereWhenEachRankIsCancelled) {
+  SteppedRanks ranks(4, random_, {kEagerLimits[1], std::size_t{4} << 10, kSegment});
+  const Result<Reducer> reducer = find_reducer(DataType::kFloat32, ReduceOp::kSum);
+  const int parts = GetParam().uses_chunks ? 4 : 1;
+  Operands operands(DataType::kFloat32, 4, 10'007, false);
+  operands.fill([] { return 1.0; });
+  {
+    SteppedRanks::Call call(ranks);
+    for (int rank = 0; rank < 3; ++rank) {  // one never comes
+      call.start(rank, [&](CollectiveContext& context, int index) {
+        return GetParam().run(context, operands.buffer(index, parts), *Result<Reducer>(reducer));
+      });
+    }
+    call.settle();
+    for (int rank = 0; rank < 3; ++rank) {
+      call.context(rank).cancel(Status::internal("a reason"));
+      call.context(rank).cancel(Status::internal("a later reason"));
+    }
+    call.settle();
+    for (int rank = 0; rank < 3; ++rank) {
+      ASSERT_TRUE(call.done(rank)) << "rank " << rank;
+      const Status end = call.ends()[static_cast<std::size_t>(rank)];
+      EXPECT_TRUE(end.ok() || end.text() == "a reason") << end.text();
+    }
+    EXPECT_FALSE(call.ends()[0].ok());
+  }
+  // What it left behind on the way is never taken for a message of the next call.
+  Operands next(DataType::kFloat32, 4, 10'007, true);
+  next.fill([] { return 2.0; });
+  run(ranks, next, ReduceOp::kSum);
+  for (std::size_t i = 0; i < next.elements; ++i) {
+    ASSERT_EQ(load_element(DataType::kFloat32, next.outputs[0].data(), i), 8.0) << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, AllreduceConformance, ::testing::ValuesIn(allreduce_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+TEST(AlgorithmTable, TheLastAllreduceFitsWhateverTheFacts) {
+  const AllreduceAlgorithm& last = allreduce_algorithms().back();
+  EXPECT_TRUE(last.fits({std::size_t{1} << 40, 1000, 0}));
+  EXPECT_TRUE(last.fits({0, 1, 0}));
+  EXPECT_EQ(select_allreduce({1024, 4, 1024}).name, "recursive_doubling");
+  EXPECT_EQ(select_allreduce({1025, 4, 1024}).name, "ring");
+}
+
+// ---- allgather, broadcast, barrier -----------------------------------------------------------------------------------
+
+class AllgatherConformance : public ::testing::TestWithParam<AllgatherAlgorithm> {};
+
+TEST_P(AllgatherConformance, GathersUnevenAndEmptyBlocksInTheOrderOfRanks) {
+  std::mt19937_64 random = generator_of_this_run();
+  for (int size = 1; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+      for (int round = 0; round < 12; ++round) {
+        // All empty, one byte each, then random ones, of which some are empty and some have several segments.
+        std::vector<std::size_t> blocks{0};
+        std::vector<std::byte> expected;
+        std::vector<GuardedBytes> inputs;
+        for (int rank = 0; rank < size; ++rank) {
+          constexpr std::array<std::size_t, 6> sizes{0, 1, kSegment - 1, kSegment, kSegment + 1, 10 * kSegment + 7};
+          const std::size_t bytes = round < 2 ? static_cast<std::size_t>(round) : sizes[random() % sizes.size()];
+          blocks.push_back(blocks.back() + bytes);
+          inputs.emplace_back(bytes);
+          for (std::byte& byte : inputs.back().span()) byte = static_cast<std::byte>(random());
+          expected.insert(expected.end(), inputs.back().data(), inputs.back().data() + bytes);
+        }
+        std::vector<GuardedBytes> outputs(static_cast<std::size_t>(size), GuardedBytes(expected.size()));
+        expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+          const auto i = static_cast<std::size_t>(rank);
+          return GetParam().run(context, {inputs[i].data(), outputs[i].data(), blocks});
+        }));
+        for (GuardedBytes& output : outputs) {
+          ASSERT_TRUE(std::equal(expected.begin(), expected.end(), output.data())) << size << " ranks, round " << round;
+          ASSERT_TRUE(output.guards_are_whole());
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, AllgatherConformance, ::testing::ValuesIn(allgather_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+class BroadcastConformance : public ::testing::TestWithParam<BroadcastAlgorithm> {};
+
+TEST_P(BroadcastConformance, BringsTheBytesOfEveryRootToAll) {
+  std::mt19937_64 random = generator_of_this_run();
+  for (int size = 1; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+      for (int root = 0; root < size; ++root) {
+        for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, static_cast<std::size_t>(size - 1), std::size_t{97},
+                                        kSegment - 1, kSegment, kSegment + 1, 20 * kSegment + 3}) {
+          std::vector<GuardedBytes> memory(static_cast<std::size_t>(size), GuardedBytes(bytes));
+          GuardedBytes& source = memory[static_cast<std::size_t>(root)];
+          for (std::byte& byte : source.span()) byte = static_cast<std::byte>(random());
+          const GuardedBytes expected = source;
+          expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+            return GetParam().run(context, memory[static_cast<std::size_t>(rank)].span(), root);
+          }));
+          for (const GuardedBytes& one : memory) {
+            ASSERT_TRUE(one == expected) << size << " ranks, root " << root << ", " << bytes << " bytes";
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, BroadcastConformance, ::testing::ValuesIn(broadcast_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+class BarrierConformance : public ::testing::TestWithParam<BarrierAlgorithm> {};
+
+TEST_P(BarrierConformance, NobodyLeavesBeforeTheLastHasCome) {
+  std::mt19937_64 random = generator_of_this_run();
+  for (int size = 1; size <= kMostRanks; ++size) {
+    SteppedRanks ranks(size, random, {});
+    for (int last = 0; last < size; ++last) {
+      SteppedRanks::Call call(ranks);
+      const auto barrier = [&](CollectiveContext& context, int /*rank*/) { return GetParam().run(context); };
+      for (int rank = 0; rank < size; ++rank) {
+        if (rank != last) call.start(rank, barrier);
+      }
+      call.settle();
+      for (int rank = 0; rank < size; ++rank) {
+        ASSERT_FALSE(call.done(rank)) << "rank " << rank << " left before rank " << last << " of " << size << " came";
+      }
+      call.start(last, barrier);
+      call.settle();
+      expect_all_ok(call.ends());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, BarrierConformance, ::testing::ValuesIn(barrier_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+}  // namespace
+}  // namespace hvd::testing
