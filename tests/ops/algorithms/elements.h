@@ -88,7 +88,10 @@ inline double exact_operand(DataType type, ReduceOp op, std::mt19937_64& random)
     return static_cast<double>(low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)));
   };
   if (type == DataType::kBool) return pick({0, 1, 1, 2, 255});
-  if (op == ReduceOp::kProduct) return is_floating_point(type) ? pick({-1, 1, 0.5, 2}) : pick({-2, -1, 1, 2, 3});
+  if (op == ReduceOp::kProduct) {
+    if (type == DataType::kUint8) return pick({1, 2, 3, 5});
+    return is_floating_point(type) ? pick({-1, 1, 0.5, 2}) : pick({-2, -1, 1, 2, 3});
+  }
   switch (type) {
     case DataType::kUint8:
       return whole(0, 255);
