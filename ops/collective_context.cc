@@ -1,6 +1,7 @@
 #include "ops/collective_context.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/check.h"
 
@@ -47,6 +48,8 @@ Pending CollectiveContext::start(TransferRef transfer) {
     return Pending(std::move(transfer));
   }
   fabric_.start(transfer);
+  // The algorithm may be waiting for something else first, which a peer will not send without this one.
+  if (transfer->done() && !transfer->status().ok()) cancel(transfer->status());
   if (!transfer->done()) {
     if (in_flight_.size() >= sweep_at_) {
       std::erase_if(in_flight_, [](const TransferRef& one) { return one->done(); });
@@ -74,6 +77,11 @@ Pending CollectiveContext::receive_combine(int from, std::span<std::byte> out, c
   TransferRef transfer = make(Transfer::Direction::kReceive, from, out.size());
   transfer->arrival = {out.data(), own, reducer.combine, reducer.element_bytes, order == OperandOrder::kIncomingFirst};
   return start(std::move(transfer));
+}
+
+void CollectiveContext::hold(std::shared_ptr<void> memory) {
+  using Both = std::pair<std::shared_ptr<void>, std::shared_ptr<void>>;
+  settings_.keep_alive = std::make_shared<Both>(std::move(settings_.keep_alive), std::move(memory));
 }
 
 void CollectiveContext::cancel(const Status& reason) {

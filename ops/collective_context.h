@@ -43,6 +43,10 @@ class CollectiveContext {
   Pending receive_combine(int from, std::span<std::byte> out, const std::byte* own, const Reducer& reducer,
                           OperandOrder order = OperandOrder::kOwnFirst);
 
+  /// Memory of an algorithm's own that it sends from or receives into: what is started from now on holds it, like the
+  /// memory of the call, until the transport has let go. A coroutine's frame may be gone before that.
+  void hold(std::shared_ptr<void> memory);
+
   /// Ends everything in flight, and at once whatever is started later. The first reason stays.
   void cancel(const Status& reason);
   const Status& cancelled() const { return cancelled_; }

@@ -45,7 +45,7 @@ void BackgroundLoop::run(const std::stop_token& stop) {
   try {
     while (!stop.stop_requested() && !runtime_.finished()) {
       turn_.take();
-      const TimePoint deadline = work();
+      const TimePoint deadline = work(stop);
       sleeps_until_.store(deadline);
       asleep_.store(true);
       // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here.
@@ -64,11 +64,11 @@ void BackgroundLoop::run(const std::stop_token& stop) {
 }
 
 // Works until nothing moves any more, and while an answer of others is due, a little longer. Returns when to be back.
-TimePoint BackgroundLoop::work() {
+TimePoint BackgroundLoop::work(const std::stop_token& stop) {
   runtime_.woken();
   Spinner spinner;
   TimePoint last_move = runtime_.clock().now();
-  while (!runtime_.finished()) {
+  while (!runtime_.finished() && !stop.stop_requested()) {
     if (runtime_.step()) {
       last_move = runtime_.clock().now();
       continue;

@@ -35,7 +35,7 @@ class BackgroundLoop {
 
  private:
   void run(const std::stop_token& stop);
-  TimePoint work();
+  TimePoint work(const std::stop_token& stop);
   bool drive(HandleState& handle, TimePoint deadline);
 
   Runtime& runtime_;

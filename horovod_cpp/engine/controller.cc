@@ -21,13 +21,17 @@ Actions Controller::on_event(const Event& event, TimePoint now) {
   return std::exchange(actions_, {});
 }
 
-// ---- the worker
-// --------------------------------------------------------------------------------------------------------
+// ---- the worker -----------------------------------------------------------------------------------------------------
 
 void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
   RequestsMessage message;
   message.call_sites = event.call_sites;
   for (const Request& request : event.requests) {
+    // Handed over while the set was failing: nobody will answer it.
+    if (const Status& failure = sets_.failure(request.key.process_set); !failure.ok()) {
+      actions_.responses.push_back(error_response(request.key, failure.code(), failure.text()));
+      continue;
+    }
     const MembershipRef membership = sets_.find(request.key.process_set);
     const std::optional<int> index = membership ? membership->index_of(rank_) : std::nullopt;
     const std::optional<CacheId> id = index ? cache_.id_for(request, *index) : std::nullopt;
@@ -136,8 +140,8 @@ void Controller::lose_peer(int rank, const std::string& text) {
   if (ended_ || rank == rank_ || !lost_.insert(rank).second) return;
   const Status reason = Status::internal(text);
   const bool coordinator = rank == coordinator_rank();
-  sets_.fail_sets_with(rank, reason);
   for (const ProcessSetId id : coordinator ? sets_.ids() : sets_.ids_with(rank)) {
+    sets_.fail(id, reason);
     actions_.failed_sets.push_back({id, reason});
     std::erase_if(sent_whole_, [&](const auto& sent) { return sent.first.process_set == id; });
     std::erase_if(sent_as_id_, [&](const auto& sent) { return sent.second.key.process_set == id; });
@@ -183,8 +187,7 @@ void Controller::handle(const StallNoticed& event, TimePoint /*now*/) {
 
 void Controller::handle(const TimePassed& /*event*/, TimePoint /*now*/) {}
 
-// ---- messages
-// ------------------------------------------------------------------------------------------------------------
+// ---- messages -------------------------------------------------------------------------------------------------------
 
 void Controller::handle(const MessageArrived& event, TimePoint now) {
   const Status taken = take_message(event.peer, event.bytes, now);

@@ -121,12 +121,16 @@ void Coordinator::remember(Agreement& agreement) {
   cache_.remember({entry.cache_id, agreement.agreed, entry});
 }
 
-// Forgets the oldest responses, but never one that somebody has asked for by its id.
+// Forgets the oldest responses, but never one that somebody has asked for by its id, nor one that is yet to be sent:
+// its receivers would remember it after they were told to forget it.
 void Coordinator::make_room(Outbox& out) {
   if (cache_.size() <= settings_.cache_capacity) return;
   for (const CacheId id : cache_.oldest(cache_.size() - settings_.cache_capacity)) {
     const ResponseCache::Entry& entry = *cache_.find(id);
     if (readiness_.find(entry.agreed.key) != nullptr) continue;
+    const bool held = std::any_of(ready_.begin(), ready_.end(),
+                                  [&](const Held& one) { return one.response.entries.front().cache_id == id; });
+    if (held) continue;
     const MembershipRef membership = sets_.find(entry.agreed.key.process_set);
     for (const int rank : without(membership->ranks, lost_)) out.responses[rank].evicted.push_back(id);
     cache_.forget(id);
@@ -152,6 +156,10 @@ void Coordinator::flush(TimePoint now, Outbox& out) {
 TimePoint Coordinator::next_deadline() const {
   TimePoint next = kNever;
   for (const Held& held : ready_) next = std::min(next, held.until);
+  if (settings_.stall_shutdown_time > Duration::zero() && !ended_) {
+    const TimePoint oldest = readiness_.oldest();
+    if (oldest != kNever) next = std::min(next, oldest + settings_.stall_shutdown_time + Duration(1));
+  }
   return next;
 }
 

@@ -39,6 +39,11 @@ void ProcessSetTable::fail_sets_with(int rank, const Status& reason) {
   }
 }
 
+void ProcessSetTable::fail(ProcessSetId id, const Status& reason) {
+  const auto found = sets_.find(id);
+  if (found != sets_.end() && found->second.failure.ok()) found->second.failure = reason;
+}
+
 const Status& ProcessSetTable::failure(ProcessSetId id) const {
   static const Status none;
   const auto found = sets_.find(id);

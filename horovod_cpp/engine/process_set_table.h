@@ -29,6 +29,7 @@ class ProcessSetTable {
 
   /// A set that lost a member does not work any more; the first reason stays.
   void fail_sets_with(int rank, const Status& reason);
+  void fail(ProcessSetId id, const Status& reason);
   const Status& failure(ProcessSetId id) const;
 
   std::vector<ProcessSetId> ids() const;

@@ -86,4 +86,10 @@ std::vector<OperationKey> ReadinessTable::waiting_since_before(TimePoint time) c
   return keys;
 }
 
+TimePoint ReadinessTable::oldest() const {
+  TimePoint oldest = kNever;
+  for (const auto& [key, pending] : pending_) oldest = std::min(oldest, pending.since);
+  return oldest;
+}
+
 }  // namespace hvd

@@ -39,6 +39,8 @@ class ReadinessTable {
   std::vector<OperationKey> waiting_in(ProcessSetId process_set) const;
   /// Keys that wait since before `time`.
   std::vector<OperationKey> waiting_since_before(TimePoint time) const;
+  /// Since when the longest has waited; kNever when nothing waits.
+  TimePoint oldest() const;
   bool empty() const { return pending_.empty(); }
 
  private:

@@ -90,8 +90,7 @@ std::string shape_text(const Shape& shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
 Result<std::int64_t> element_count(const Shape& shape);
 
-// ---- control messages
-// ------------------------------------------------------------------------------------------------
+// ---- control messages -----------------------------------------------------------------------------------------------
 
 enum class MessageKind : std::uint8_t {
   kRequests = 1,     ///< worker -> coordinator

@@ -52,8 +52,7 @@ Runtime::~Runtime() {
   }
 }
 
-// ---- any thread
-// ------------------------------------------------------------------------------------------------------
+// ---- any thread -----------------------------------------------------------------------------------------------------
 
 Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
   const Request& request = entry.request;
@@ -98,8 +97,7 @@ void Runtime::publish_sets() {
   published_sets_.with([&](ProcessSetTable& copy) { copy = sets_; });
 }
 
-// ---- the loop
-// --------------------------------------------------------------------------------------------------------
+// ---- the loop -------------------------------------------------------------------------------------------------------
 
 bool Runtime::step() {
   bool moved = take_enqueued();
@@ -146,7 +144,8 @@ void Runtime::dispatch(const Event& event) { carry_out(controller_.on_event(even
 void Runtime::carry_out(Actions actions) {
   controller_deadline_ = actions.look_again;
   for (auto& [peer, message] : actions.messages) {
-    if (!lost_[static_cast<std::size_t>(peer)]) fabric_->post(peer, std::move(message));
+    // Who has said goodbye sends nothing more, not even the answer to a late question.
+    if (!lost_[static_cast<std::size_t>(peer)] && !goodbyes_sent_) fabric_->post(peer, std::move(message));
   }
   const bool sets_changed =
       !actions.failed_sets.empty() ||
@@ -181,8 +180,7 @@ bool Runtime::check_stalls() {
   return true;
 }
 
-// ---- events of the transports
-// --------------------------------------------------------------------------------------------
+// ---- events of the transports ---------------------------------------------------------------------------------------
 
 void Runtime::on_control(int peer, std::span<const std::byte> message) { dispatch(MessageArrived{peer, message}); }
 
@@ -195,8 +193,7 @@ void Runtime::on_peer_lost(int peer, const Status& status) {
 
 void Runtime::on_goodbye(int peer) { said_goodbye_[static_cast<std::size_t>(peer)] = true; }
 
-// ---- the end
-// -----------------------------------------------------------------------------------------------------------
+// ---- the end --------------------------------------------------------------------------------------------------------
 
 void Runtime::begin_closing(const Status& reason) {
   closing_ = true;
@@ -216,7 +213,7 @@ bool Runtime::continue_closing() {
   bool moved = false;
   if (!executor_.idle() && late) {
     executor_.fail_all(Status::internal("Horovod has been shut down while the operation was in flight."));
-    moved = loop_.run_ready(kResumesPerStep) > 0;
+    while (loop_.run_ready(kResumesPerStep) > 0) moved = true;  // every handle ends before this rank is finished
   }
   if (!executor_.idle() && !late) return moved;
   if (!std::exchange(goodbyes_sent_, true)) {

@@ -2,7 +2,9 @@
 
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <utility>
+#include <vector>
 
 namespace hvd {
 namespace {
@@ -11,20 +13,22 @@ namespace {
 // as it is until it has gone.
 class DoubleBuffer {
  public:
-  explicit DoubleBuffer(const ReduceBuffer& buffer) : scratch_(buffer.bytes), output_(buffer.output) {
+  DoubleBuffer(const ReduceBuffer& buffer, CollectiveContext& context)
+      : scratch_(std::make_shared<std::vector<std::byte>>(buffer.bytes)), output_(buffer.output) {
     if (buffer.input != buffer.output && buffer.bytes > 0) std::memcpy(buffer.output, buffer.input, buffer.bytes);
+    context.hold(scratch_);
   }
-  std::span<std::byte> current() { return in_output_ ? output() : std::span<std::byte>(scratch_); }
-  std::span<std::byte> other() { return in_output_ ? std::span<std::byte>(scratch_) : output(); }
+  std::span<std::byte> current() { return in_output_ ? output() : std::span<std::byte>(*scratch_); }
+  std::span<std::byte> other() { return in_output_ ? std::span<std::byte>(*scratch_) : output(); }
   void swap() { in_output_ = !in_output_; }
   void finish() {
-    if (!in_output_ && !scratch_.empty()) std::memcpy(output_, scratch_.data(), scratch_.size());
+    if (!in_output_ && !scratch_->empty()) std::memcpy(output_, scratch_->data(), scratch_->size());
   }
 
  private:
-  std::span<std::byte> output() { return {output_, scratch_.size()}; }
+  std::span<std::byte> output() { return {output_, scratch_->size()}; }
 
-  std::vector<std::byte> scratch_;
+  std::shared_ptr<std::vector<std::byte>> scratch_;
   std::byte* output_;
   bool in_output_ = true;
 };
@@ -35,7 +39,7 @@ Task<Status> recursive_doubling_allreduce(CollectiveContext& context, ReduceBuff
   const int rank = context.rank();
   const int size = context.size();
   const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size)));
-  DoubleBuffer value(buffer);
+  DoubleBuffer value(buffer, context);
   if (rank >= paired) {  // folded: hands its operand to a partner and gets the result
     HVD_CO_RETURN_IF_ERROR(co_await context.send(rank - paired, value.current()));
     HVD_CO_RETURN_IF_ERROR(co_await context.receive(rank - paired, value.current()));

@@ -84,8 +84,7 @@ Result<Launch> from_torchrun() {
   return Launch(std::move(from));
 }
 
-// ---- comparing
-// --------------------------------------------------------------------------------------------------------
+// ---- comparing ------------------------------------------------------------------------------------------------------
 
 std::vector<std::byte> encode_settings(const std::vector<Setting>& settings) {
   WireWriter out;
@@ -112,8 +111,7 @@ Result<std::vector<std::vector<Setting>>> decode_settings(const Blobs& blobs) {
   return by_rank;
 }
 
-// ---- connecting
-// ---------------------------------------------------------------------------------------------------------
+// ---- connecting -----------------------------------------------------------------------------------------------------
 
 std::vector<std::byte> encode_ranks(const std::vector<int>& ranks) {
   WireWriter out;
@@ -277,7 +275,7 @@ Result<Launch> detect_launch() {
   if (environment("HOROVOD_RANK") && environment("HOROVOD_SIZE") && environment("HOROVOD_RENDEZVOUS_PORT")) {
     return from_hvdrun();
   }
-  if (MpiRuntime::launched_by_mpi() || MpiRuntime::already_initialised()) return Launch(MpiLaunch{});
+  if (MpiRuntime::launched_size() || MpiRuntime::already_initialised()) return Launch(MpiLaunch{});
   if (environment("RANK") && environment("WORLD_SIZE") && environment("MASTER_ADDR")) return from_torchrun();
   return Launch(SingleLaunch{});
 }
@@ -287,8 +285,11 @@ Result<std::unique_ptr<Joined>> join_job() {
   if (!launch) return launch.status();
   if (std::holds_alternative<MpiLaunch>(*launch)) {
     Result<std::unique_ptr<MpiRuntime>> mpi = MpiRuntime::open();
-    if (!mpi) return mpi.status();
-    return std::make_unique<Joined>(std::move(mpi).value());
+    if (mpi) return std::make_unique<Joined>(std::move(mpi).value());
+    // A job of one rank needs no MPI to find the others.
+    const bool alone = mpi.status().code() == StatusCode::kUnavailable && MpiRuntime::launched_size() == 1;
+    if (!alone) return mpi.status();
+    return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());
   }
   if (std::holds_alternative<SingleLaunch>(*launch)) {
     return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());

@@ -76,7 +76,7 @@ void StreamTransport::say_goodbye(int rank) {
 
 bool StreamTransport::flushed() const {
   return std::all_of(active_.begin(), active_.end(), [](const Peer* peer) {
-    return !peer->lost.ok() || peer->left || (!peer->current && peer->control_out.empty() && peer->data_out.empty());
+    return !peer->lost.ok() || (!peer->current && peer->control_out.empty() && peer->data_out.empty());
   });
 }
 
@@ -96,6 +96,10 @@ void StreamTransport::do_start(const TransferRef& transfer) {
   }
   const auto credit = peer.credits_without_send.find(transfer->key);
   if (credit == peer.credits_without_send.end()) {
+    if (peer.left) {
+      transfer->complete(lost_status(peer, Status::internal("it has left the job")));
+      return;
+    }
     peer.sends_without_credit.emplace(transfer->key, transfer);
     return;
   }
@@ -366,8 +370,8 @@ Status StreamTransport::end_frame(Peer& peer) {
       send_credited(peer, key_of(in.header), in.header.bytes);
       return {};
     case FrameKind::kGoodbye:
-      peer.left = true;
-      end_transfers(peer, lost_status(peer, Status::internal("it has left the job")));
+      peer.left = true;  // it still reads: what is on its way out goes on, our own goodbye at the latest
+      end_awaited(peer, lost_status(peer, Status::internal("it has left the job")));
       events().on_goodbye(peer.rank);
       return {};
   }
@@ -406,22 +410,28 @@ Status StreamTransport::lost_status(const Peer& peer, const Status& cause) const
 
 void StreamTransport::lose(Peer& peer, const Status& cause) {
   peer.lost = lost_status(peer, cause);
-  const bool expected = peer.left || peer.said_goodbye;
   end_transfers(peer, peer.lost);
-  if (!expected) events().on_peer_lost(peer.rank, peer.lost);
+  if (!peer.left) events().on_peer_lost(peer.rank, peer.lost);
 }
 
-void StreamTransport::end_transfers(Peer& peer, const Status& status) {
+// Ends what waits for something that the peer would have to send.
+void StreamTransport::end_awaited(Peer& peer, const Status& status) {
   std::vector<TransferRef> ended;
   for (auto& [key, transfer] : peer.receives) ended.push_back(transfer);
   for (auto& [key, transfer] : peer.sends_without_credit) ended.push_back(transfer);
+  if (peer.in.transfer) ended.push_back(peer.in.transfer);
+  peer.receives.clear();
+  peer.sends_without_credit.clear();
+  for (const TransferRef& transfer : ended) transfer->complete(status);
+}
+
+void StreamTransport::end_transfers(Peer& peer, const Status& status) {
+  end_awaited(peer, status);
+  std::vector<TransferRef> ended;
   for (Outgoing& out : peer.data_out) {
     if (out.transfer) ended.push_back(out.transfer);
   }
   if (peer.current && peer.current->transfer) ended.push_back(peer.current->transfer);
-  if (peer.in.transfer) ended.push_back(peer.in.transfer);
-  peer.receives.clear();
-  peer.sends_without_credit.clear();
   peer.data_out.clear();
   peer.control_out.clear();
   peer.current.reset();

@@ -105,6 +105,7 @@ class StreamTransport final : public Transport {
   bool adopt_frame_under_way(Peer& peer, const TransferRef& transfer);
   void start_receive(Peer& peer, const TransferRef& transfer);
   void lose(Peer& peer, const Status& status);
+  void end_awaited(Peer& peer, const Status& status);
   void end_transfers(Peer& peer, const Status& status);
   Status lost_status(const Peer& peer, const Status& cause) const;
 

@@ -55,7 +55,7 @@ def product_files() -> list[str]:
 def room_of(file: str) -> str:
     """The longest room whose name begins `file`; a room may be a folder or one pair of files."""
     stem = file.rsplit(".", 1)[0]
-    rooms = [room for room in ROOMS if stem == room or stem.startswith(room + "/") or stem.startswith(room + "_")]
+    rooms = [room for room in ROOMS if stem == room or stem.startswith((room + "/", room + "_"))]
     assert rooms, f"{file} lies in no room"
     return max(rooms, key=len)
 

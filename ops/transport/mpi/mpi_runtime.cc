@@ -31,7 +31,7 @@ std::atomic<bool> skip_finalize_flag{false};
 // Where launchers tell their ranks how many there are.
 constexpr std::array kSizeVariables{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
 
-std::optional<int> launched_size(const char* variable) {
+std::optional<int> size_in(const char* variable) {
   const auto text = environment(variable);
   int size = 0;
   if (!text || std::from_chars(text->data(), text->data() + text->size(), size).ec != std::errc()) return std::nullopt;
@@ -41,7 +41,7 @@ std::optional<int> launched_size(const char* variable) {
 // An MPI that is started by another one's launcher sees as many jobs of one rank, and says nothing.
 Status check_launcher(const MpiProcess& process) {
   for (const char* variable : kSizeVariables) {
-    const auto size = launched_size(variable);
+    const auto size = size_in(variable);
     if (!size || *size <= 1 || process.size != 1) continue;
     std::array<char, 512> version{};
     process.api->library_version(version.data(), version.size());
@@ -134,9 +134,11 @@ Result<std::unique_ptr<MpiRuntime>> MpiRuntime::open() {
 
 bool MpiRuntime::already_initialised() { return mpi_in_use(); }
 
-bool MpiRuntime::launched_by_mpi() {
-  return std::any_of(kSizeVariables.begin(), kSizeVariables.end(),
-                     [](const char* variable) { return launched_size(variable).has_value(); });
+std::optional<int> MpiRuntime::launched_size() {
+  for (const char* variable : kSizeVariables) {
+    if (const auto size = size_in(variable)) return size;
+  }
+  return std::nullopt;
 }
 
 void MpiRuntime::skip_finalize() { skip_finalize_flag = true; }

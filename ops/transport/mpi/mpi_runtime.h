@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,8 +32,9 @@ class MpiRuntime {
 
   /// True when this process has an MPI library loaded and MPI is initialised and not finalised. Loads nothing.
   static bool already_initialised();
-  /// True when the environment says that an MPI launcher (mpirun, mpiexec, srun with PMI) started this process.
-  static bool launched_by_mpi();
+  /// How many ranks an MPI launcher (mpirun, mpiexec, srun with PMI) has started, by the environment; nothing when
+  /// none has started this process.
+  static std::optional<int> launched_size();
 
   /// The job has failed: when this process exits, it leaves without MPI_Finalize, which would wait for lost ranks.
   /// Any thread; at any time; cannot be taken back.

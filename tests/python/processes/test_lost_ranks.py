@@ -1,0 +1,207 @@
+"""What the others see when a rank is gone, stopped or leaves, and what is left behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+TRANSPORTS = ["shm", "tcp"]
+
+# Rank 1 stays away from the operation that the others wait for; they say how it ended, and how long after the kill.
+WAITING = """
+hvd.init()
+hvd.allreduce(torch.ones(10), name="before")
+say("ready", os.getpid())
+if rank == 1:
+    time.sleep(600)
+try:
+    hvd.{operation}
+    say("no error")
+except hvd.HorovodInternalError as error:
+    say("ended at", time.monotonic())
+    say("error:", str(error).replace("\\n", " "))
+"""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "allreduce(torch.ones(4), name='waited')",
+        "allreduce(torch.ones(4 << 20), name='waited')",
+        "allgather(torch.ones(4), name='waited')",
+        "broadcast(torch.ones(4), 1, name='waited')",
+        "barrier()",
+    ],
+)
+def test_a_killed_rank_ends_every_wait(start, operation: str, transport: str) -> None:
+    import time
+
+    job = start(3, WAITING.format(operation=operation), HOROVOD_TRANSPORT=transport)
+    job.wait_for_all("ready")
+    time.sleep(0.2)  # not needed for the result: it makes it likely that the others wait already
+    killed = time.monotonic()
+    job.send(1, signal.SIGKILL)
+    for rank, output in job.finish([0, 2]).items():
+        assert "rank 1" in output, output
+        assert "no error" not in output, f"rank {rank}: {output}"
+        ended = float(re.search(r"ended at ([\d.]+)", output)[1])
+        assert ended - killed < 10, output
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_rank_killed_at_work_is_named(start, victim: int, transport: str) -> None:
+    """Operations of all sizes are under way when the rank dies; rank 0 is the coordinator."""
+    job = start(
+        3,
+        """
+        hvd.init()
+        tensors = [torch.ones(n) for n in (1, 1000, 100_000, 5_000_000)]
+        say("ready")
+        try:
+            while True:
+                handles = [hvd.allreduce_async_(t, op=hvd.Max, name=f"t{i}") for i, t in enumerate(tensors)]
+                for handle in handles:
+                    hvd.synchronize(handle)
+        except hvd.HorovodInternalError as error:
+            say("error:", str(error).replace("\\n", " "))
+        try:
+            hvd.allreduce(torch.ones(1), name="later")
+        except hvd.HorovodInternalError as error:
+            say("later:", str(error).replace("\\n", " "))
+        """,
+        HOROVOD_TRANSPORT=transport,
+    )
+    job.wait_for_all("ready")
+    job.send(victim, signal.SIGKILL)
+    others = [rank for rank in range(3) if rank != victim]
+    for output in job.finish(others).values():
+        assert re.search(rf"error:.*rank {victim}\b", output), output
+        assert re.search(rf"later:.*rank {victim}\b", output), output
+
+
+def test_sets_without_the_lost_rank_go_on(start) -> None:
+    job = start(
+        4,
+        """
+        pair = hvd.ProcessSet([0, 3])
+        hvd.init(process_sets=[pair])
+        hvd.barrier()
+        say("ready")
+        if rank == 1:
+            time.sleep(600)
+        try:
+            hvd.allreduce(torch.ones(1), name="all")
+        except hvd.HorovodInternalError as error:
+            say("error:", str(error).replace("\\n", " "))
+        if rank in (0, 3):
+            for i in range(20):
+                assert hvd.allreduce(torch.ones(1000), op=hvd.Sum, process_set=pair)[7] == 2
+            say("the pair goes on")
+        time.sleep(600 if rank == 2 else 0)  # its end would be a shutdown for all
+        os._exit(0)
+        """,
+    )
+    job.wait_for_all("ready")
+    job.send(1, signal.SIGKILL)
+    assert re.search(r"rank 1\b", job.wait_for(2, "error:"))
+    for output in job.finish([0, 3]).values():
+        assert re.search(r"error:.*rank 1\b", output), output
+        assert "the pair goes on" in output, output
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_stopped_rank_is_waited_for(start, transport: str) -> None:
+    job = start(
+        2,
+        """
+        hvd.init()
+        say("ready")
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        assert hvd.allreduce(torch.ones(3_000_000), op=hvd.Sum, name="big")[-1] == 2
+        say("done")
+        """,
+        HOROVOD_TRANSPORT=transport,
+        HOROVOD_STALL_CHECK_TIME_SECONDS="1",
+    )
+    job.wait_for(1, "ready")
+    line = job.wait_for(0, "Missing rank 1: allreduce 'big'")
+    assert line
+    job.send(1, signal.SIGCONT)
+    for output in job.finish().values():
+        assert "done" in output, output
+
+
+def test_an_exit_without_shutdown_names_the_rank(start) -> None:
+    job = start(
+        3,
+        """
+        hvd.init()
+        hvd.barrier()
+        if rank == 2:
+            raise SystemExit("I leave early")
+        try:
+            hvd.allreduce(torch.ones(1), name="alone")
+        except hvd.HorovodInternalError as error:
+            say("error:", str(error).replace("\\n", " "))
+        """,
+    )
+    for rank, output in job.finish().items():
+        if rank != 2:
+            assert re.search(r"error:.*[Rr]ank 2\b", output), output
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_nothing_is_left_behind(start, transport: str) -> None:
+    def leftovers() -> set[str]:
+        return {str(path) for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("*horovod*")}
+
+    before = leftovers()
+    job = start(2, 'hvd.init()\nhvd.allreduce(torch.ones(100000), name="x")\nsay("ready")\ntime.sleep(600)')
+    job.wait_for_all("ready")
+    for rank in range(2):
+        job.send(rank, signal.SIGKILL)
+    job.finish()
+    assert leftovers() == before
+
+
+def test_settings_that_differ_are_named(start) -> None:
+    job = start(
+        3,
+        """
+        try:
+            hvd.init()
+            say("no error")
+        except Exception as error:
+            say("error:", str(error).replace("\\n", " "))
+        """,
+        rank_environment=lambda rank: {"HOROVOD_FUSION_THRESHOLD": "1048576"} if rank == 1 else {},
+    )
+    for output in job.finish().values():
+        assert "HOROVOD_FUSION_THRESHOLD" in output and "1048576" in output, output
+        assert re.search(r"rank 1\b", output), output
+        assert "no error" not in output
+
+
+def test_a_rank_that_never_comes_is_named(start) -> None:
+    job = start(
+        3,
+        """
+        if rank == 2:
+            raise SystemExit(0)
+        try:
+            hvd.init()
+            say("no error")
+        except Exception as error:
+            say("error:", str(error).replace("\\n", " "))
+        """,
+        HOROVOD_START_TIMEOUT="2",
+    )
+    outputs = job.finish()
+    assert re.search(r"error:.*rank 2\b.*did not come in time", outputs[0]), outputs[0]
+    assert "error:" in outputs[1], outputs[1]

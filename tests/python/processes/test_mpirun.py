@@ -1,0 +1,127 @@
+"""What is special about jobs that mpirun has started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
+
+
+def mpirun(folder: Path, ranks: int, program: str, *options: str, package: Path = ROOT, **environment: str) -> str:
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(program))
+    variables = {"PYTHONPATH": str(package), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    run = subprocess.run(
+        ["mpirun", "--timeout", "60", "--oversubscribe", *options, "-np", str(ranks), sys.executable, str(path)],
+        env=os.environ | variables | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=90,
+    )
+    return f"{run.stdout}\nexit code {run.returncode}"
+
+
+def test_an_mpi_of_the_program_is_respected(tmp_path: Path) -> None:
+    output = mpirun(
+        tmp_path,
+        2,
+        """
+        from mpi4py import MPI
+        import torch
+        import horovod_cpp.torch as hvd
+        for _ in range(2):
+            hvd.init()
+            assert hvd.rank() == MPI.COMM_WORLD.Get_rank() and hvd.size() == 2
+            assert hvd.allreduce(torch.ones(100_000), op=hvd.Sum)[0] == 2
+            assert MPI.COMM_WORLD.allreduce(1) == 2
+            hvd.shutdown()
+        assert not MPI.Is_finalized() and MPI.COMM_WORLD.allreduce(1) == 2
+        print("fine", flush=True)
+        """,
+        HOROVOD_TRANSPORT="mpi",
+    )
+    assert output.count("fine") == 2 and "exit code 0" in output, output
+
+
+def test_ranks_bound_to_one_core_each(tmp_path: Path) -> None:
+    """mpirun's default for two ranks: the threads of a rank share a core."""
+    output = mpirun(
+        tmp_path,
+        2,
+        """
+        import torch
+        import horovod_cpp.torch as hvd
+        hvd.init()
+        for i in range(200):
+            assert hvd.allreduce(torch.ones(1 + 1000 * i), op=hvd.Sum, name="x" + str(i % 7))[0] == 2
+        print("fine", flush=True)
+        """,
+        "--bind-to",
+        "core",
+    )
+    assert output.count("fine") == 2 and "exit code 0" in output, output
+
+
+@pytest.fixture
+def package_without_mpi(tmp_path: Path) -> Path:
+    """The package as it is built where there is no MPI."""
+    shutil.copytree(
+        ROOT / "horovod_cpp",
+        tmp_path / "package" / "horovod_cpp",
+        ignore=shutil.ignore_patterns("libhvd_mpi.so", "engine", "bindings", "include", "__pycache__"),
+    )
+    return tmp_path / "package"
+
+
+def test_without_the_mpi_module_one_rank_runs(tmp_path: Path, package_without_mpi: Path) -> None:
+    program = """
+        import torch
+        import horovod_cpp.torch as hvd
+        hvd.init()
+        assert hvd.size() == 1 and hvd.allreduce(torch.ones(3)).tolist() == [1, 1, 1]
+        print("fine", flush=True)
+        """
+    output = mpirun(tmp_path, 1, program, package=package_without_mpi)
+    assert output.count("fine") == 1 and "exit code 0" in output, output
+
+
+def test_without_the_mpi_module_two_ranks_say_what_is_missing(tmp_path: Path, package_without_mpi: Path) -> None:
+    program = """
+        import horovod_cpp.torch as hvd
+        try:
+            hvd.init()
+        except Exception as error:
+            print("error:", error, flush=True)
+        """
+    output = mpirun(tmp_path, 2, program, package=package_without_mpi)
+    assert output.count("error:") == 2, output
+    assert "libhvd_mpi.so" in output and "hvdrun" in output, output
+
+
+def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
+    output = mpirun(
+        tmp_path,
+        3,
+        """
+        import os, signal
+        import torch
+        import horovod_cpp.torch as hvd
+        hvd.init()
+        hvd.barrier()
+        if hvd.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        hvd.allreduce(torch.ones(1))
+        print("not reached", flush=True)
+        """,
+    )
+    assert "exit code 0" not in output and "not reached" not in output, output
