@@ -29,7 +29,8 @@ Result<std::int64_t> parse_integer(std::string_view text, Range range, std::stri
 Result<double> parse_number(std::string_view text, double low, double high, std::string_view unit) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !(value >= low && value <= high)) {
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value) || value < low ||
+      value > high) {
     return Status::invalid_argument(fmt::format("a number from {} to {} ({})", low, high, unit));
   }
   return value;
@@ -58,7 +59,7 @@ Status store(T& target, Result<U> parsed) {
 }
 
 Status store_seconds(std::chrono::seconds& target, std::string_view text) {
-  Result<std::int64_t> value = parse_integer(text, {0, 30 * 86400}, "seconds");
+  Result<std::int64_t> value = parse_integer(text, {0, 30L * 86400}, "seconds");
   if (!value) return value.status();
   target = std::chrono::seconds(*value);
   return {};

@@ -15,13 +15,13 @@ class Guarded {
 
   template <typename Function>
   decltype(auto) with(Function&& function) {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     return std::forward<Function>(function)(value_);
   }
 
   template <typename Function>
   decltype(auto) with(Function&& function) const {
-    const std::lock_guard lock(mutex_);
+    const std::scoped_lock lock(mutex_);
     return std::forward<Function>(function)(value_);
   }
 

@@ -26,7 +26,7 @@ class TaskPromiseBase {
   auto final_suspend() noexcept {
     struct ResumeContinuation {
       bool await_ready() noexcept { return false; }
-      std::coroutine_handle<> await_suspend(std::coroutine_handle<>) noexcept {
+      std::coroutine_handle<> await_suspend(std::coroutine_handle<>) const noexcept {
         return continuation ? continuation : std::noop_coroutine();
       }
       void await_resume() noexcept {}

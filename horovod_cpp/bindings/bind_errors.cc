@@ -37,7 +37,7 @@ void raise(const py::object& type, const ApiError& error) {
   PyErr_SetObject(type.ptr(), instance.ptr());
 }
 
-void translate(std::exception_ptr thrown) {
+void translate(std::exception_ptr thrown) {  // NOLINT(performance-unnecessary-value-param): pybind11 names the type
   try {
     if (thrown) std::rethrow_exception(thrown);
   } catch (const ForkError& error) {
@@ -75,7 +75,7 @@ void refuse_after_fork() {
 
 void bind_errors(py::module_& module) {
   error_types.call_once_and_store_result([&] {
-    py::object error = new_type(module, "Error", PyExc_RuntimeError, "A failed call; `code` is its hvd_code.");
+    const py::object error = new_type(module, "Error", PyExc_RuntimeError, "A failed call; `code` is its hvd_code.");
     return ErrorTypes{error, new_type(module, "ForkError", error, "A call in a child process of a rank.")};
   });
   py::register_exception_translator(translate);

@@ -52,7 +52,7 @@ Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::u
   hvd_handle* handle = nullptr;
   check(hvd_enqueue(&operation, &handle));
   static_cast<void>(keep_alive.release());  // release_reference has it now
-  return Handle(handle, dtype);
+  return {handle, dtype};
 }
 
 void bind_numbers(py::module_& module) {

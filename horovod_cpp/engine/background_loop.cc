@@ -2,9 +2,9 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
+#include <ctime>
 #include <exception>
 
 #include "common/log.h"
@@ -14,6 +14,8 @@ namespace {
 
 // Looks that a spinning thread makes before it lets others run.
 constexpr int kLooksPerYield = 16;
+// While no thread waits, the cores are wanted for computing: a nap and a ring cost less than looking longer.
+constexpr Duration kSpinTimeWithoutWaiter = std::chrono::microseconds(5);
 
 class Spinner {
  public:
@@ -73,7 +75,9 @@ TimePoint BackgroundLoop::work(const std::stop_token& stop) {
       last_move = runtime_.clock().now();
       continue;
     }
-    if (!runtime_.busy() || runtime_.clock().now() - last_move > runtime_.options().spin_time) break;
+    const Duration spin_time = runtime_.options().spin_time;
+    const Duration patience = waiters_.load() > 0 ? spin_time : std::min(spin_time, kSpinTimeWithoutWaiter);
+    if (!runtime_.busy() || runtime_.clock().now() - last_move > patience) break;
     spinner.pause();
   }
   return runtime_.next_deadline();
@@ -97,7 +101,10 @@ bool BackgroundLoop::wait(HandleState& handle, TimePoint deadline) {
   } else {
     notify();
   }
-  return handle.wait_until(deadline);
+  waiters_.fetch_add(1);
+  const bool done = handle.wait_until(deadline);
+  waiters_.fetch_sub(1);
+  return done;
 }
 
 bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {

@@ -43,6 +43,7 @@ class BackgroundLoop {
   Turn turn_;
   std::atomic<bool> asleep_{false};
   std::atomic<TimePoint> sleeps_until_{kNever};
+  std::atomic<int> waiters_{0};  // threads that sleep until a handle is done
   std::atomic<std::int64_t> wakeups_{0};
   HandleState ended_;  // done when the thread has ended
   std::jthread thread_;

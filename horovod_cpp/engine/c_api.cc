@@ -24,7 +24,6 @@ struct hvd_handle {
 namespace {
 
 using hvd::Status;
-using hvd::StatusCode;
 
 // init, shutdown and the pointer to the session. Operations hold the session itself, so a shutdown in another thread
 // cannot take it from under them.
@@ -157,7 +156,7 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   entry.output = made->output;
   entry.handle = made->state;
   // A refused operation must not release what it never took over: armed only once the queue has it.
-  auto armed = std::make_shared<std::shared_ptr<void>>();
+  const auto armed = std::make_shared<std::shared_ptr<void>>();
   entry.keep_alive = armed;
   const std::string call_site = operation.call_site_file != nullptr
                                     ? fmt::format("{}:{}", operation.call_site_file, operation.call_site_line)
@@ -199,7 +198,7 @@ extern "C" {
 
 int hvd_init(const hvd_init_options* options) {
   return guarded([&]() -> Status {
-    const std::lock_guard changing(current().changing);
+    const std::scoped_lock changing(current().changing);
     if (session()) return {};
     const hvd_init_options given = read_struct(options);
     if (given.comm.count > 0) {
@@ -217,8 +216,8 @@ int hvd_init(const hvd_init_options* options) {
 
 int hvd_shutdown(void) {
   return guarded([]() -> Status {
-    const std::lock_guard changing(current().changing);
-    std::shared_ptr<hvd::Session> here =
+    const std::scoped_lock changing(current().changing);
+    const std::shared_ptr<hvd::Session> here =
         current().session.with([](auto& place) { return std::exchange(place, nullptr); });
     if (!here) return {};
     here->shut_down();

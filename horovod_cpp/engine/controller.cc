@@ -128,8 +128,18 @@ void Controller::apply(const Response& response) {
       }
     }
   } else if (response.kind == Response::Kind::kExecute && response.op == OpKind::kProcessSetRemove) {
-    sets_.remove(response.new_process_set);
-    cache_.forget_set(response.new_process_set);
+    const ProcessSetId removed = response.new_process_set;
+    sets_.remove(removed);
+    cache_.forget_set(removed);
+    // The coordinator has forgotten these ids as well: nobody will answer what is on its way as one of them.
+    std::erase_if(sent_as_id_, [&](const auto& sent) {
+      const OperationKey& key = sent.second.key;
+      if (key.process_set != removed) return false;
+      actions_.responses.push_back(
+          error_response(key, StatusCode::kPrecondition,
+                         fmt::format("{} '{}': process set {} has been removed", name_of(key.op), key.name, removed)));
+      return true;
+    });
   }
 }
 

@@ -96,7 +96,10 @@ void Coordinator::settle_process_set(Response& response, const Request& agreed) 
     sets_.add(response.new_process_set, ranks);
   } else if (response.op == OpKind::kProcessSetRemove) {
     const auto id = static_cast<ProcessSetId>(agreed.shape.front());
-    if (sets_.find(id) == nullptr || !readiness_.waiting_in(id).empty()) {
+    // What is agreed and not yet sent would have no receivers any more.
+    const bool held =
+        std::any_of(ready_.begin(), ready_.end(), [id](const Held& one) { return one.response.process_set == id; });
+    if (sets_.find(id) == nullptr || held || !readiness_.waiting_in(id).empty()) {
       response = error_response(agreed.key, StatusCode::kInvalidArgument,
                                 fmt::format("process set {} cannot be removed: it {}", id,
                                             sets_.find(id) == nullptr ? "does not exist" : "has operations waiting"));

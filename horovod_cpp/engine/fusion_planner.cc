@@ -1,5 +1,6 @@
 #include "horovod_cpp/engine/fusion_planner.h"
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 
@@ -44,21 +45,20 @@ std::vector<Response> plan_fusion(std::vector<Response> agreed, const FusionLimi
     }
     const Class wanted = fusion_class(response, limits);
     const std::size_t bytes = entry_bytes(response, response.entries.front());
-    bool placed = false;
-    for (auto& [have, call] : open) {
-      if (have != wanted) continue;
-      if (call.bytes + bytes > limits.threshold_bytes) {
-        call = {calls.size(), bytes};  // full: the next call of this class begins here
-        calls.push_back(std::move(response));
-      } else {
-        call.bytes += bytes;
-        calls[call.index].entries.push_back(std::move(response.entries.front()));
-      }
-      placed = true;
-      break;
+    const auto same_class =
+        std::find_if(open.begin(), open.end(), [&](const auto& one) { return one.first == wanted; });
+    if (same_class != open.end() && same_class->second.bytes + bytes <= limits.threshold_bytes) {
+      same_class->second.bytes += bytes;
+      calls[same_class->second.index].entries.push_back(std::move(response.entries.front()));
+      continue;
     }
-    if (placed) continue;
-    open.emplace_back(wanted, Open{calls.size(), bytes});
+    // The first of its class, or the call of its class is full: the next one begins here.
+    const Open begun{calls.size(), bytes};
+    if (same_class != open.end()) {
+      same_class->second = begun;
+    } else {
+      open.emplace_back(wanted, begun);
+    }
     calls.push_back(std::move(response));
   }
   return calls;

@@ -29,7 +29,7 @@ class HandleState {
   /// Ends the operation, once. The holder of the Turn.
   void complete(Status status) {
     {
-      const std::lock_guard lock(mutex_);
+      const std::scoped_lock lock(mutex_);
       status_ = std::move(status);
       done_.store(true, std::memory_order_release);
     }

@@ -1,6 +1,10 @@
 #include "horovod_cpp/engine/process_set_table.h"
 
+#include <algorithm>
+#include <optional>
 #include <utility>
+
+#include "common/check.h"
 
 namespace hvd {
 
@@ -23,11 +27,12 @@ void ProcessSetTable::add(ProcessSetId id, const std::vector<int>& ranks) {
   auto members = std::make_shared<Membership>();
   members->generation = all.generation;
   members->ranks = ranks;
-  Status failure;
   for (const int rank : ranks) {
-    members->hosts.push_back(all.hosts[static_cast<std::size_t>(*all.index_of(rank))]);
+    const std::optional<int> index = all.index_of(rank);
+    HVD_CHECK(index.has_value());  // the rules of the operation have made sure
+    members->hosts.push_back(all.hosts[static_cast<std::size_t>(*index)]);
   }
-  sets_[id] = {std::move(members), std::move(failure)};
+  sets_[id] = {std::move(members), Status()};
   next_id_ = std::max<ProcessSetId>(next_id_, static_cast<ProcessSetId>(id + 1));
 }
 

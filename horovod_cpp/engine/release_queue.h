@@ -25,7 +25,7 @@ class ReleaseQueue : public std::enable_shared_from_this<ReleaseQueue> {
 
   /// Calls what is queued, on this thread.
   void collect() {
-    auto due = waiting_.with([](auto& waiting) { return std::exchange(waiting, {}); });
+    const auto due = waiting_.with([](auto& waiting) { return std::exchange(waiting, {}); });
     for (const auto& [owner, release] : due) release(owner);
   }
 

@@ -121,8 +121,9 @@ template <typename Message, typename Get>
 Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get get) {
   WireReader in(bytes);
   Message message;
-  if (in.fixed<MessageKind>() == kind) get(in, message);
-  if (!in.ok() || !in.at_end()) {
+  const bool is_this_kind = in.fixed<MessageKind>() == kind;
+  if (is_this_kind) get(in, message);
+  if (!is_this_kind || !in.ok() || !in.at_end()) {
     return Status::internal(
         fmt::format("a control message of kind {} with {} bytes cannot be read", static_cast<int>(kind), bytes.size()));
   }

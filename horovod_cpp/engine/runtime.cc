@@ -69,7 +69,7 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
         fmt::format("{}: Rank {} is not a member of the provided process set.", op, rank()));
   }
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
-    return Status(checked.code(), fmt::format("{} '{}': {}", op, request.key.name, checked.text()));
+    return {checked.code(), fmt::format("{} '{}': {}", op, request.key.name, checked.text())};
   }
   if (const Status failure =
           published_sets_.with([&](const ProcessSetTable& sets) { return sets.failure(request.key.process_set); });
@@ -153,6 +153,8 @@ void Runtime::carry_out(Actions actions) {
         return response.op == OpKind::kProcessSetAdd || response.op == OpKind::kProcessSetRemove;
       });
   if (sets_changed) publish_sets();  // before any handle ends, so that its waiter sees them
+  // The coordinator may know of a loss before a transport of this rank does.
+  if (!actions.failed_sets.empty() && !closing_) lost_a_peer_.store(true);
   for (const FailedSet& failed : actions.failed_sets) fail_set(failed);
   for (Response& response : actions.responses) {
     if (response.kind == Response::Kind::kShutdown) {

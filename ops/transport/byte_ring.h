@@ -31,6 +31,10 @@ class ByteRingWriter {
     if (room < bytes.size()) room = look_for_room(bytes.size());
     const std::size_t count = std::min(room, bytes.size());
     if (count == 0) return 0;
+    if (blocked_ && count == bytes.size()) {
+      blocked_ = false;
+      control_.writer_blocked.store(0);
+    }
     const std::size_t start = static_cast<std::size_t>(written_) & (memory_.size() - 1);
     const std::size_t first = std::min(count, memory_.size() - start);
     std::memcpy(memory_.data() + start, bytes.data(), first);
@@ -44,16 +48,15 @@ class ByteRingWriter {
     consumed_seen_ = control_.consumed.load();
     return written_ - consumed_seen_ < memory_.size();
   }
-  bool blocked() const { return control_.writer_blocked.load() != 0; }
+  /// What was to be written last did not fit.
+  bool blocked() const { return blocked_; }
 
  private:
   std::size_t look_for_room(std::size_t wanted) {
     consumed_seen_ = control_.consumed.load();
-    std::size_t room = memory_.size() - static_cast<std::size_t>(written_ - consumed_seen_);
-    if (room >= wanted) {
-      if (control_.writer_blocked.load(std::memory_order_relaxed) != 0) control_.writer_blocked.store(0);
-      return room;
-    }
+    const std::size_t room = memory_.size() - static_cast<std::size_t>(written_ - consumed_seen_);
+    if (room >= wanted) return room;
+    blocked_ = true;
     control_.writer_blocked.store(1);
     consumed_seen_ = control_.consumed.load();
     return memory_.size() - static_cast<std::size_t>(written_ - consumed_seen_);
@@ -63,6 +66,7 @@ class ByteRingWriter {
   std::span<std::byte> memory_;
   std::uint64_t written_ = 0;
   std::uint64_t consumed_seen_ = 0;
+  bool blocked_ = false;
 };
 
 class ByteRingReader {

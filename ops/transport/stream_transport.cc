@@ -337,7 +337,7 @@ std::size_t StreamTransport::read_payload_in_place(Peer& peer) {
   if (!in.transfer || in.payload_left < worthwhile || in.transfer->done() || in.transfer->arrival.combine != nullptr) {
     return 0;
   }
-  const std::size_t wanted = static_cast<std::size_t>(std::min<std::uint64_t>(in.payload_left, settings_.budget_bytes));
+  const auto wanted = static_cast<std::size_t>(std::min<std::uint64_t>(in.payload_left, settings_.budget_bytes));
   const std::size_t count = peer.link->read_into({in.transfer->arrival.out + in.transfer->delivered(), wanted});
   in.transfer->skip(count);
   in.payload_left -= count;

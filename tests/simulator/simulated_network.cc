@@ -20,7 +20,8 @@ std::string text_of(const TransferKey& key) {
 
 }  // namespace
 
-// ---- the network -----------------------------------------------------------------------------------------------------
+// ---- the network
+// -----------------------------------------------------------------------------------------------------
 
 SimulatedNetwork::SimulatedNetwork(int size, NetworkBehaviour behaviour, Schedule& schedule, Random random,
                                    Trace& trace, Checker& checker)
@@ -50,13 +51,17 @@ void SimulatedNetwork::send_control(int from, int to, Packet packet) {
   LinkTimes& times = link(from, to);
   times.control = std::max(times.control, schedule_.now() + draw_delay());
   times.any = std::max(times.any, times.control);
-  deliver_at(times.control, to, std::move(packet));
+  if (sabotaged(Sabotage::Kind::kLoseControl)) return;
+  const bool swapped = sabotaged(Sabotage::Kind::kSwapControl);
+  deliver_at(swapped ? times.control + std::chrono::milliseconds(1) : times.control, to, std::move(packet));
 }
 
 TimePoint SimulatedNetwork::send_data(int from, int to, Packet packet, TimePoint earliest) {
   LinkTimes& times = link(from, to);
   const TimePoint arrival = std::max(earliest, schedule_.now() + draw_delay());
   times.any = std::max(times.any, arrival);
+  if (sabotaged(Sabotage::Kind::kLosePiece)) return arrival;
+  if (!packet.bytes.empty() && sabotaged(Sabotage::Kind::kFlipDataBit)) packet.bytes.front() ^= std::byte{1};
   deliver_at(arrival, to, std::move(packet));
   return arrival;
 }
@@ -110,7 +115,8 @@ std::string SimulatedNetwork::unpaired() const {
   return {};
 }
 
-// ---- one rank's end: going out ---------------------------------------------------------------------------------------
+// ---- one rank's end: going out
+// ---------------------------------------------------------------------------------------
 
 SimulatedTransport::SimulatedTransport(SimulatedNetwork& network, int rank)
     : network_(network),
@@ -227,15 +233,15 @@ void SimulatedTransport::write_piece(const FlowKey& flow) {
   network_.deliver_at(network_.schedule_.now(), rank_, std::move(sent));
 }
 
-// ---- one rank's end: coming in ---------------------------------------------------------------------------------------
+// ---- one rank's end: coming in
+// ---------------------------------------------------------------------------------------
 
 void SimulatedTransport::start_receive(const TransferRef& transfer) {
   const FlowKey flow{transfer->peer, transfer->key};
   Inflow& in = inflows_[flow];
   if (in.receive || in.given_up) {
-    network_.checker_.report(
-        invariant::kTransportContract,
-        fmt::format("rank {} receives {} from rank {} twice", rank_, text_of(flow.second), flow.first));
+    network_.checker_.report(invariant::kTransportContract, fmt::format("rank {} receives {} from rank {} twice", rank_,
+                                                                        text_of(flow.second), flow.first));
     return;
   }
   if (!in.begun && left(transfer->peer)) {
@@ -329,8 +335,8 @@ void SimulatedTransport::take(Packet& packet) {
       } else if (waiting->second.transfer->bytes != packet.total) {
         network_.checker_.report(
             invariant::kTransportContract,
-            fmt::format("rank {} sends {} bytes as {} where rank {} expects {}", rank_,
-                        waiting->second.transfer->bytes, text_of(flow.second), flow.first, packet.total));
+            fmt::format("rank {} sends {} bytes as {} where rank {} expects {}", rank_, waiting->second.transfer->bytes,
+                        text_of(flow.second), flow.first, packet.total));
       } else if (!waiting->second.credited) {
         begin_writing(flow);
       }
@@ -350,7 +356,8 @@ void SimulatedTransport::take(Packet& packet) {
   }
 }
 
-// ---- the end of transfers and of peers -------------------------------------------------------------------------------
+// ---- the end of transfers and of peers
+// -------------------------------------------------------------------------------
 
 void SimulatedTransport::cancel(const TransferRef& transfer, const Status& status) {
   if (transfer->done()) return;

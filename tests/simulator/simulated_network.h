@@ -29,6 +29,13 @@ struct NetworkBehaviour {
   int cut_percent = 0;                 ///< chance that a transfer is cut at a random byte, again and again
 };
 
+/// A fault that no network of the product's contract has: tests plant it to see that the invariants are watched.
+struct Sabotage {
+  enum class Kind : std::uint8_t { kNone, kFlipDataBit, kLosePiece, kLoseControl, kSwapControl };
+  Kind kind = Kind::kNone;
+  std::uint64_t passage = 0;  ///< which piece or control message, counted from 1
+};
+
 class SimulatedTransport;
 
 class SimulatedNetwork {
@@ -44,6 +51,8 @@ class SimulatedNetwork {
   /// Calls `wake(rank)` whenever something has arrived for a rank.
   void on_arrival(std::function<void(int rank)> wake) { wake_ = std::move(wake); }
   void on_control(ControlObserver observer) { control_observer_ = std::move(observer); }
+
+  void sabotage(Sabotage sabotage) { sabotage_ = sabotage; }
 
   /// The rank is dead from now on; each peer finds out at a time of its own.
   void kill(int rank);
@@ -73,6 +82,7 @@ class SimulatedNetwork {
     return links_[static_cast<std::size_t>(from) * static_cast<std::size_t>(size_) + static_cast<std::size_t>(to)];
   }
   Duration draw_delay();
+  bool sabotaged(Sabotage::Kind kind) { return sabotage_.kind == kind && --sabotage_.passage == 0; }
   void send_control(int from, int to, Packet packet);
   /// Arrives not before `earliest`; returns when.
   TimePoint send_data(int from, int to, Packet packet, TimePoint earliest);
@@ -86,6 +96,7 @@ class SimulatedNetwork {
   Checker& checker_;
   std::function<void(int)> wake_;
   ControlObserver control_observer_;
+  Sabotage sabotage_;
   std::vector<SimulatedTransport*> transports_;
   std::vector<LinkTimes> links_;
   std::vector<Packet> packets_;  // on their way; a slot is used again after the arrival

@@ -13,11 +13,21 @@ namespace hvd::simulator {
 namespace {
 
 // How a line reads, in the order of Trace::What; the numbers behind a peer are `a` and `b`.
-constexpr std::array<std::string_view, 15> kNames{
-    "step",        "enqueue #",    "refused #",       "resolved # (code)", "post to (bytes)",
-    "control from (bytes)", "send to (key, bytes)", "receive from (key, bytes)", "piece from (key, bytes)",
-    "cancel with (key)",    "goodbye from",         "peer lost:",                "dies",
-    "wants shutdown",       "finished"};
+constexpr std::array<std::string_view, 15> kNames{"step",
+                                                  "enqueue #",
+                                                  "refused #",
+                                                  "resolved # (code)",
+                                                  "post to (bytes)",
+                                                  "control from (bytes)",
+                                                  "send to (key, bytes)",
+                                                  "receive from (key, bytes)",
+                                                  "piece from (key, bytes)",
+                                                  "cancel with (key)",
+                                                  "goodbye from",
+                                                  "peer lost:",
+                                                  "dies",
+                                                  "wants shutdown",
+                                                  "finished"};
 
 }  // namespace
 

@@ -189,7 +189,7 @@ Status MpiBootstrap::contribute(Meeting& meeting) {
   const MpiApi& api = *process_.api;
   meeting.requests.resize(2);
   meeting.outcomes.resize(2);
-  HVD_RETURN_IF_ERROR(ended(api.send(&meeting.note, sizeof(Note), 0, kMpiBootstrapTag, &meeting.requests[0])));
+  HVD_RETURN_IF_ERROR(ended(api.send(&meeting.note, sizeof(Note), 0, kMpiBootstrapTag, meeting.requests.data())));
   HVD_RETURN_IF_ERROR(
       ended(api.send(meeting.mine.data(), meeting.mine.size(), 0, kMpiBootstrapTag, &meeting.requests[1])));
   int sent = 0;

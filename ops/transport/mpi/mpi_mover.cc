@@ -39,7 +39,7 @@ MpiMover::MpiMover(const MpiApi& api, int size, int largest_tag)
 
 Result<int> MpiMover::lease_tag(int peer) {
   Tags& tags = tags_[static_cast<std::size_t>(peer)];
-  const auto available = static_cast<std::size_t>(largest_tag_ - kMpiFirstTransferTag + 1);
+  const auto available = static_cast<std::size_t>(largest_tag_) - kMpiFirstTransferTag + 1;
   if (tags.in_use.size() >= available) {
     return Status::internal(
         fmt::format("{} transfers to rank {} are in flight, as many as MPI has tags for", tags.in_use.size(), peer));

@@ -94,7 +94,9 @@ void ShmConnector::invite(const std::vector<std::vector<std::byte>>& addresses) 
 }
 
 bool ShmConnector::waiting() const {
-  return std::any_of(handshakes_.begin(), handshakes_.end(), [](const ShmHandshake& one) { return !one.ended(); }) ||
+  // Who has not said which rank it is may be a stranger; the ranks that are to come are awaited as such.
+  return std::any_of(handshakes_.begin(), handshakes_.end(),
+                     [](const ShmHandshake& one) { return !one.ended() && one.peer() >= 0; }) ||
          std::find(self_.awaited.begin(), self_.awaited.end(), true) != self_.awaited.end();
 }
 

@@ -22,7 +22,7 @@ class ShmConnector {
 
   /// Opens the socket. kUnavailable when descriptors or memory have run out: then this rank shares with nobody.
   static Result<std::unique_ptr<ShmConnector>> create(int rank, int size, std::string job_token,
-                                                      std::size_t ring_bytes = std::size_t{1} << 20);
+                                                      std::size_t ring_bytes = std::size_t{256} << 10);
 
   /// For the other ranks.
   std::vector<std::byte> address() const;

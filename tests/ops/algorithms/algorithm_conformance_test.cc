@@ -24,8 +24,17 @@ constexpr std::array kEagerLimits{std::size_t{32} << 10, std::size_t{128}};
 std::vector<std::size_t> counts_for(int ranks, std::size_t element_bytes) {
   const std::size_t per_segment = kSegment / element_bytes;
   const std::size_t all = static_cast<std::size_t>(ranks) * per_segment;  // each chunk is one segment
-  std::set<std::size_t> counts{0, 1, static_cast<std::size_t>(ranks - 1), 97, per_segment - 1, per_segment,
-                               per_segment + 1, all - 1, all, all + 1, 5 * all + 3};
+  std::set<std::size_t> counts{0,
+                               1,
+                               static_cast<std::size_t>(ranks - 1),
+                               97,
+                               per_segment - 1,
+                               per_segment,
+                               per_segment + 1,
+                               all - 1,
+                               all,
+                               all + 1,
+                               5 * all + 3};
   return {counts.begin(), counts.end()};
 }
 
@@ -43,8 +52,7 @@ void expect_all_ok(const std::vector<Status>& ends) {
 
 // Operands and results of all ranks for one allreduce.
 struct Operands {
-  Operands(DataType type, int ranks, std::size_t count, bool in_place)
-      : dtype(type), elements(count), same(in_place) {
+  Operands(DataType type, int ranks, std::size_t count, bool in_place) : dtype(type), elements(count), same(in_place) {
     for (int rank = 0; rank < ranks; ++rank) {
       inputs.emplace_back(count * size_of(type));
       outputs.emplace_back(count * size_of(type));
@@ -226,7 +234,8 @@ TEST(AlgorithmTable, TheLastAllreduceFitsWhateverTheFacts) {
   EXPECT_EQ(select_allreduce({1025, 4, 1024}).name, "ring");
 }
 
-// ---- allgather, broadcast, barrier -----------------------------------------------------------------------------------
+// ---- allgather, broadcast, barrier
+// -----------------------------------------------------------------------------------
 
 class AllgatherConformance : public ::testing::TestWithParam<AllgatherAlgorithm> {};
 
@@ -273,8 +282,8 @@ TEST_P(BroadcastConformance, BringsTheBytesOfEveryRootToAll) {
     for (const std::size_t eager_limit : kEagerLimits) {
       SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
       for (int root = 0; root < size; ++root) {
-        for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, static_cast<std::size_t>(size - 1), std::size_t{97},
-                                        kSegment - 1, kSegment, kSegment + 1, 20 * kSegment + 3}) {
+        for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, static_cast<std::size_t>(size - 1),
+                                        std::size_t{97}, kSegment - 1, kSegment, kSegment + 1, 20 * kSegment + 3}) {
           std::vector<GuardedBytes> memory(static_cast<std::size_t>(size), GuardedBytes(bytes));
           GuardedBytes& source = memory[static_cast<std::size_t>(root)];
           for (std::byte& byte : source.span()) byte = static_cast<std::byte>(random());

@@ -43,8 +43,7 @@ struct Tensors {
     made.reduce_op = op;
     made.small_limit_bytes = kSmallLimit;
     for (std::size_t t = 0; t < counts.size(); ++t) {
-      made.tensors.push_back(
-          {same ? outputs[i][t].data() : inputs[i][t].data(), outputs[i][t].data(), counts[t]});
+      made.tensors.push_back({same ? outputs[i][t].data() : inputs[i][t].data(), outputs[i][t].data(), counts[t]});
     }
     if (fusion.size() <= i) fusion.resize(i + 1);
     fusion[i].resize(fusion_bytes(made));
@@ -96,9 +95,13 @@ TEST_F(HostAllreduce, ReducesEveryTypeInEveryWayAloneAndFused) {
     SteppedRanks ranks(size, random_, {});
     for (const DataTypeInfo& type : kDataTypes) {
       const std::size_t small = kSmallLimit / type.bytes;
-      const std::vector<std::vector<std::size_t>> calls{
-          {0}, {1}, {small}, {small + 1}, {3 * small + 1}, {1, 0, small, static_cast<std::size_t>(size), 7},
-          {small + 1, 2 * small + 3, small + 9}};
+      const std::vector<std::vector<std::size_t>> calls{{0},
+                                                        {1},
+                                                        {small},
+                                                        {small + 1},
+                                                        {3 * small + 1},
+                                                        {1, 0, small, static_cast<std::size_t>(size), 7},
+                                                        {small + 1, 2 * small + 3, small + 9}};
       for (const ReduceOp op : ops) {
         for (const std::vector<std::size_t>& counts : calls) {
           const bool in_place = random_() % 2 == 0;
@@ -163,7 +166,8 @@ TEST_F(HostAllreduce, GivesATensorTheSameBitsAloneAndInAnyCompany) {
       for (int company = 0; company < 5; ++company) {
         std::vector<std::size_t> counts;
         const std::size_t place = random_() % 4;
-        for (std::size_t t = 0; t < 4; ++t) counts.push_back(t == place ? count : count < 256 ? random_() % 256 : 300 + random_() % 2000);
+        for (std::size_t t = 0; t < 4; ++t)
+          counts.push_back(t == place ? count : count < 256 ? random_() % 256 : 300 + random_() % 2000);
         Tensors fused(DataType::kFloat32, size, counts, random_() % 2 == 0);
         fused.fill([&] { return anything(random_); });
         for (int rank = 0; rank < size; ++rank) {
@@ -218,7 +222,8 @@ TEST(HostBackend, BroadcastsFromAnotherMemoryOfTheRootAndGathersOwnBlocks) {
   }
 }
 
-// ---- pure parts ------------------------------------------------------------------------------------------------------
+// ---- pure parts
+// ------------------------------------------------------------------------------------------------------
 
 TEST(RingSchedule, CutsInSlicesThatDifferByAtMostOneAndCoverEverything) {
   for (int parts = 1; parts <= 9; ++parts) {

@@ -1,0 +1,121 @@
+// The simulator itself: it replays, and it sees what it is there to see.
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "common/log.h"
+#include "tests/simulator/world.h"
+
+namespace hvd::simulator {
+namespace {
+
+constexpr ScenarioLimits kFewRanks{2, 8, false};
+
+Report run(const Scenario& scenario) { return World(scenario, /*print_trace=*/false).run(); }
+
+class Simulator : public ::testing::Test {
+ protected:
+  void SetUp() override { log::configure(log::Level::kFatal, /*hide_time=*/true, /*rank=*/0, /*size=*/1); }
+};
+
+TEST_F(Simulator, ASeedReplaysBitForBit) {
+  for (std::uint64_t seed = 100; seed < 140; ++seed) {
+    const Report first = run(draw_scenario(seed, kFewRanks));
+    const Report second = run(draw_scenario(seed, kFewRanks));
+    EXPECT_TRUE(first.ok()) << "seed " << seed << ": " << first.invariant << ": " << first.text;
+    EXPECT_EQ(first.trace_hash, second.trace_hash) << "seed " << seed;
+    EXPECT_EQ(first.counts.events, second.counts.events) << "seed " << seed;
+  }
+}
+
+TEST_F(Simulator, DifferentSeedsAreDifferentJobs) {
+  std::set<std::uint64_t> hashes;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) hashes.insert(run(draw_scenario(seed, kFewRanks)).trace_hash);
+  EXPECT_EQ(hashes.size(), 200u);
+}
+
+TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
+  Counts sum;
+  for (std::uint64_t seed = 0; seed < 1000; ++seed) {
+    const Report report = run(draw_scenario(seed, kFewRanks));
+    ASSERT_TRUE(report.ok()) << "seed " << seed << ": " << report.invariant << ": " << report.text;
+    sum.fused_calls += report.counts.fused_calls;
+    sum.cache_hits += report.counts.cache_hits;
+    sum.evictions += report.counts.evictions;
+    sum.errors += report.counts.errors;
+    sum.deaths += report.counts.deaths;
+    sum.faults += report.counts.faults;
+  }
+  EXPECT_GT(sum.fused_calls, 300);
+  EXPECT_GT(sum.cache_hits, 3000);
+  EXPECT_GT(sum.evictions, 3000);
+  EXPECT_GT(sum.errors, 3000);
+  EXPECT_GT(sum.deaths, 50);
+  EXPECT_GT(sum.faults, 30);
+}
+
+// The first broken invariants that a sabotage leads to, over seeds in which nothing else goes wrong.
+std::set<std::string> broken_by(Sabotage::Kind kind) {
+  std::set<std::string> broken;
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    Scenario scenario = draw_scenario(seed, kFewRanks);
+    if (!scenario.is_undisturbed()) continue;
+    scenario.sabotage = {kind, 5 + seed % 7};
+    const Report report = run(scenario);
+    if (!report.ok()) broken.insert(report.invariant);
+  }
+  return broken;
+}
+
+TEST_F(Simulator, AFlippedBitIsAWrongSum) {
+  EXPECT_EQ(broken_by(Sabotage::Kind::kFlipDataBit), std::set<std::string>{std::string(invariant::kRightSum)});
+}
+
+TEST_F(Simulator, ALostPieceIsAnEndlessWait) {
+  EXPECT_TRUE(broken_by(Sabotage::Kind::kLosePiece).contains(std::string(invariant::kNoEndlessWait)));
+}
+
+TEST_F(Simulator, ALostControlMessageIsAnEndlessWait) {
+  EXPECT_TRUE(broken_by(Sabotage::Kind::kLoseControl).contains(std::string(invariant::kNoEndlessWait)));
+}
+
+TEST_F(Simulator, ControlMessagesOutOfOrderAreAnotherSequence) {
+  EXPECT_TRUE(broken_by(Sabotage::Kind::kSwapControl).contains(std::string(invariant::kSameSequence)));
+}
+
+TEST_F(Simulator, EndsThatDoNotBelongToTheScenarioAreSeen) {
+  // Without a job: a mismatch that ended well, a sum that is wrong, an error without a cause.
+  Scenario scenario = draw_scenario(1, kFewRanks);
+  scenario.operations.resize(1);
+  OperationPlan& plan = scenario.operations.front();
+  plan = {};
+  plan.name = "w";
+  plan.dtype = DataType::kInt32;
+  plan.shape = {1};
+  plan.odd = OperationPlan::Odd::kShape;
+  plan.odd_rank = 1;
+  HandleState handle;
+  handle.complete({});
+  {
+    Checker checker;
+    Ends(scenario, checker).on_resolved(0, 0, handle, std::vector<std::byte>(4));
+    EXPECT_EQ(checker.invariant(), invariant::kErrorEverywhere);
+  }
+  plan.odd = OperationPlan::Odd::kNothing;
+  {
+    Checker checker;
+    Ends(scenario, checker).on_resolved(0, 0, handle, std::vector<std::byte>(4, std::byte{0x77}));
+    EXPECT_EQ(checker.invariant(), invariant::kRightSum);
+  }
+  {
+    Checker checker;
+    HandleState failed;
+    failed.complete(Status::internal("out of the blue"));
+    Ends(scenario, checker).on_resolved(0, 0, failed, {});
+    EXPECT_EQ(checker.invariant(), invariant::kExpectedEnd);
+  }
+}
+
+}  // namespace
+}  // namespace hvd::simulator
