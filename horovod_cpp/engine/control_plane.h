@@ -45,6 +45,10 @@ struct FailedSet {
   ProcessSetId process_set = 0;
   Status reason;
 };
+struct LostRank {
+  int rank = -1;
+  Status reason;
+};
 struct FailedCall {
   ProcessSetId process_set = 0;
   std::uint64_t call = 0;
@@ -54,6 +58,7 @@ struct FailedCall {
 /// What the owner does, in the order of the members.
 struct Actions {
   std::vector<std::pair<int, std::vector<std::byte>>> messages;  ///< to peers
+  std::vector<LostRank> lost_ranks;    ///< calls in flight with that rank end with the reason, also of a removed set
   std::vector<FailedSet> failed_sets;  ///< everything of the set, pending or in flight, ends with the reason
   std::vector<Response> responses;     ///< to carry out, in this order
   std::vector<FailedCall> failed_calls;

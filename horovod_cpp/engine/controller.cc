@@ -150,6 +150,7 @@ void Controller::lose_peer(int rank, const std::string& text) {
   if (ended_ || rank == rank_ || !lost_.insert(rank).second) return;
   const Status reason = Status::internal(text);
   const bool coordinator = rank == coordinator_rank();
+  actions_.lost_ranks.push_back({rank, reason});
   for (const ProcessSetId id : coordinator ? sets_.ids() : sets_.ids_with(rank)) {
     sets_.fail(id, reason);
     actions_.failed_sets.push_back({id, reason});

@@ -220,8 +220,9 @@ void Coordinator::on_peer_lost(int rank, const std::string& reason, Outbox& out)
 }
 
 void Coordinator::on_call_failed(int rank, const CallFailedMessage& message, Outbox& out) {
-  const MembershipRef membership = sets_.find(message.process_set);
-  if (!membership) return;
+  // A set that has been removed may have calls in flight; ranks that were not in it have no such call.
+  const MembershipRef known = sets_.find(message.process_set);
+  const MembershipRef membership = known ? known : everyone_;
   const std::vector<std::byte> bytes = encode(message);
   for (const int peer : without(membership->ranks, lost_)) {
     if (peer != rank) out.messages.emplace_back(peer, bytes);

@@ -220,13 +220,24 @@ void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
   for (auto& [number, call] : lane.running) call->context->cancel(reason);
 }
 
+void Executor::fail_rank(int rank, const Status& reason) {
+  for (auto& [id, lane] : lanes_) {
+    const auto has_it = [rank](const CallRef& call) { return call->membership->contains(rank); };
+    // All calls of a set have the same members.
+    const bool waits = !lane.waiting.empty() && has_it(lane.waiting.front());
+    const bool runs = !lane.running.empty() && has_it(lane.running.begin()->second);
+    if (waits || runs) fail_set(id, reason);
+  }
+}
+
 void Executor::fail_all(const Status& reason) {
   for (auto& [id, lane] : lanes_) fail_set(id, reason);
 }
 
 void Executor::fail_call(const FailedCall& failed) {
-  if (!sets_.find(failed.process_set)) return;
-  Lane& lane = lanes_[failed.process_set];
+  const auto found = lanes_.find(failed.process_set);
+  if (found == lanes_.end()) return;  // no call of that set has come here
+  Lane& lane = found->second;
   const auto running = lane.running.find(failed.call);
   if (running != lane.running.end()) {
     running->second->context->cancel(failed.reason);

@@ -36,6 +36,8 @@ class Executor {
   void carry_out(Response response);
   /// Ends what is in flight, or waits to start, in a process set.
   void fail_set(ProcessSetId process_set, const Status& reason);
+  /// Ends what is in flight, or waits to start, with a lost rank: also in sets that have been removed meanwhile.
+  void fail_rank(int rank, const Status& reason);
   /// Another member could not finish the call; it may not have started here yet.
   void fail_call(const FailedCall& failed);
   void fail_all(const Status& reason);
