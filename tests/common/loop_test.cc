@@ -169,7 +169,8 @@ TEST_F(LoopTest, ATimerMaySetAndCancelTimers) {
   EXPECT_EQ(runs, 2);
 }
 
-// ---- the poller ------------------------------------------------------------------------------------------------------
+// ---- the poller
+// ------------------------------------------------------------------------------------------------------
 
 class PollerTest : public ::testing::Test {
  protected:

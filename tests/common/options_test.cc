@@ -93,8 +93,9 @@ TEST_F(EnvOptions, TheStallCheckCanBeTurnedOff) {
 }
 
 TEST_F(EnvOptions, JunkIsRefusedWithVariableValueAndRange) {
-  EXPECT_EQ(refusal_of("HOROVOD_FUSION_THRESHOLD", "12x"),
-            "HOROVOD_FUSION_THRESHOLD='12x' cannot be used: it has to be a whole number from 0 to 1099511627776 (bytes)");
+  EXPECT_EQ(
+      refusal_of("HOROVOD_FUSION_THRESHOLD", "12x"),
+      "HOROVOD_FUSION_THRESHOLD='12x' cannot be used: it has to be a whole number from 0 to 1099511627776 (bytes)");
   for (const char* value : {"", " 1", "1 ", "-1", "1.5", "0x10", "99999999999999999999"}) {
     EXPECT_NE(refusal_of("HOROVOD_CACHE_CAPACITY", value).find("HOROVOD_CACHE_CAPACITY"), std::string::npos);
   }
@@ -139,10 +140,12 @@ TEST_F(EnvOptions, AChangedAgreedSettingShowsInTheHandshake) {
   for (std::size_t i = 0; i < before.size(); ++i) EXPECT_NE(before[i].value, after[i].value) << before[i].name;
 }
 
-// ---- faults ----------------------------------------------------------------------------------------------------------
+// ---- faults
+// ----------------------------------------------------------------------------------------------------------
 
 TEST(FaultPlan, StrikesAtTheNthPassageOfItsPointOnItsRank) {
-  const auto plan = FaultPlan::parse("drop@control_receive#2,fail@segment_send:rank=1,corrupt@control_send#1:rank=0", 1);
+  const auto plan =
+      FaultPlan::parse("drop@control_receive#2,fail@segment_send:rank=1,corrupt@control_send#1:rank=0", 1);
   ASSERT_TRUE(plan.ok()) << plan.status().text();
   FaultPlan& hook = *plan.value();
   EXPECT_FALSE(hook.empty());
@@ -194,7 +197,8 @@ TEST(FaultPlan, KillsStopsAndExitsItsOwnProcess) {
   EXPECT_TRUE(WIFEXITED(exited) && WEXITSTATUS(exited) == 0);
 }
 
-// ---- the log ---------------------------------------------------------------------------------------------------------
+// ---- the log
+// ---------------------------------------------------------------------------------------------------------
 
 TEST(Log, ShowsWhatIsAtLeastAsUrgentAsItsLevelWithTheRank) {
   log::configure(log::Level::kWarning, /*hide_time=*/true, 3, 8);

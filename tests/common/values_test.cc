@@ -27,7 +27,8 @@ std::mt19937_64 generator_of_this_run() {
   return std::mt19937_64(static_cast<std::uint64_t>(seed));
 }
 
-// ---- Status ----------------------------------------------------------------------------------------------------------
+// ---- Status
+// ----------------------------------------------------------------------------------------------------------
 
 TEST(Status, IsASuccessWithoutTextUntilItSaysOtherwise) {
   const Status good;
@@ -77,7 +78,8 @@ TEST(DataType, EveryRowIsFoundByItsNumberAndOthersAreNot) {
   EXPECT_FALSE(is_valid(static_cast<ReduceOp>(6)));
 }
 
-// ---- Guarded, Counter, UniqueFd --------------------------------------------------------------------------------------
+// ---- Guarded, Counter, UniqueFd
+// --------------------------------------------------------------------------------------
 
 TEST(Guarded, LetsOneThreadInAtATime) {
   Guarded<int> count(0);
@@ -132,7 +134,8 @@ TEST(UniqueFd, ClosesWhatItOwnsOnce) {
   none.reset();
 }
 
-// ---- ranks as text ---------------------------------------------------------------------------------------------------
+// ---- ranks as text
+// ---------------------------------------------------------------------------------------------------
 
 TEST(RankText, JoinsNeighbours) {
   EXPECT_EQ(rank_text(std::vector<int>{3}), "rank 3");
@@ -141,7 +144,8 @@ TEST(RankText, JoinsNeighbours) {
   EXPECT_EQ(rank_text(std::vector<int>{0, 1, 3, 4, 5, 9}), "ranks 0-1,3-5,9");
 }
 
-// ---- the wire --------------------------------------------------------------------------------------------------------
+// ---- the wire
+// --------------------------------------------------------------------------------------------------------
 
 TEST(Wire, ReadsWhatWasWritten) {
   WireWriter out;

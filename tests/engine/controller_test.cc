@@ -1,5 +1,5 @@
-// The control planes of all ranks as state machines: no thread, no transport, no clock. The test carries their messages,
-// in an order drawn from a seed where any is allowed.
+// The control planes of all ranks as state machines: no thread, no transport, no clock. The test carries their
+// messages, in an order drawn from a seed where any is allowed.
 
 #include "horovod_cpp/engine/controller.h"
 
@@ -142,7 +142,8 @@ class Planes {
   TimePoint now_{1000s};
 };
 
-// ---- agreement -------------------------------------------------------------------------------------------------------
+// ---- agreement
+// -------------------------------------------------------------------------------------------------------
 
 TEST(Controller, NothingIsAgreedBeforeTheLastRankHasAskedAndThenAllGetTheSame) {
   Planes planes(3);
@@ -217,7 +218,8 @@ TEST(Controller, ARequestForASetThatIsNotThereIsAnErrorForItsSender) {
   EXPECT_TRUE(planes[0].responses.empty());
 }
 
-// ---- company ---------------------------------------------------------------------------------------------------------
+// ---- company
+// ---------------------------------------------------------------------------------------------------------
 
 // Tells the coordinator that a call of its own is in flight, so that small tensors wait for company.
 void keep_busy(Planes& planes) { planes.event(0, CallEnded{0, 1'000'000, {}, 1}); }
@@ -357,7 +359,8 @@ TEST(Controller, EveryRequestIsAnsweredOnceInOneOrderWhateverTheOrderOfMessages)
   }
 }
 
-// ---- process sets ----------------------------------------------------------------------------------------------------
+// ---- process sets
+// ----------------------------------------------------------------------------------------------------
 
 TEST(Controller, SetsAreAddedAndRemovedOnAllRanksTogether) {
   Planes planes(3);
@@ -405,7 +408,8 @@ TEST(Controller, ARememberedNameOfASetThatIsBeingRemovedIsAnswered) {
   EXPECT_TRUE(answered) << "it would wait for ever";
 }
 
-// ---- lost ranks ------------------------------------------------------------------------------------------------------
+// ---- lost ranks
+// ------------------------------------------------------------------------------------------------------
 
 TEST(Controller, ALostWorkerFailsItsSetsOnAllRanksWhoeverNoticesIt) {
   for (const int witness : {0, 1}) {
@@ -495,7 +499,8 @@ TEST(Controller, AFailedCallIsToldToTheOtherMembersOnly) {
   EXPECT_EQ(planes.messages_sent, sent) << "a success is no news";
 }
 
-// ---- stalls and the end ----------------------------------------------------------------------------------------------
+// ---- stalls and the end
+// ----------------------------------------------------------------------------------------------
 
 TEST(Controller, TellsWhoIsMissing) {
   Planes planes(4);
@@ -525,7 +530,8 @@ TEST(Controller, EndsTheJobWhenAStallHasItsLimitByTheClockAlone) {
   for (int rank = 0; rank < 2; ++rank) {
     ASSERT_EQ(planes[rank].responses.size(), 1u);
     EXPECT_EQ(planes[rank].last().kind, Response::Kind::kShutdown);
-    EXPECT_NE(planes[rank].last().error.find("'x' has waited for rank 0"), std::string::npos) << planes[rank].last().error;
+    EXPECT_NE(planes[rank].last().error.find("'x' has waited for rank 0"), std::string::npos)
+        << planes[rank].last().error;
     EXPECT_TRUE(planes[rank].controller.job_has_ended());
   }
   EXPECT_EQ(planes[0].look_again, kNever);
@@ -560,7 +566,8 @@ TEST(Controller, WhatWasAgreedBeforeTheEndIsSentBeforeIt) {
   EXPECT_EQ(planes[1].responses[1].kind, Response::Kind::kShutdown);
 }
 
-// ---- nonsense --------------------------------------------------------------------------------------------------------
+// ---- nonsense
+// --------------------------------------------------------------------------------------------------------
 
 TEST(Controller, APeerThatSendsNonsenseIsLost) {
   const std::vector<std::vector<std::byte>> to_coordinator{

@@ -32,7 +32,9 @@ Request some_request(const std::string& name) {
   return request;
 }
 
-RequestsMessage some_requests() { return {{{1, "train.py:1"}, {2, ""}}, {some_request("a"), some_request("")}, {1, 500, 0xffff'ffff}}; }
+RequestsMessage some_requests() {
+  return {{{1, "train.py:1"}, {2, ""}}, {some_request("a"), some_request("")}, {1, 500, 0xffff'ffff}};
+}
 
 ResponsesMessage some_responses() {
   ResponsesMessage message;

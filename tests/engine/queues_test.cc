@@ -116,7 +116,8 @@ TEST(TensorQueue, TakesFromSeveralThreads) {
   EXPECT_EQ(refused.load(), 4 * 200 - 1);
 }
 
-// ---- stalls ----------------------------------------------------------------------------------------------------------
+// ---- stalls
+// ----------------------------------------------------------------------------------------------------------
 
 TEST(StallInspector, AsksOncePerCheckTimeAndOnlyWhileSomethingWaits) {
   TensorQueue queue;
@@ -166,7 +167,8 @@ TEST(StallInspector, ReportsWhoIsMissingForWhat) {
   EXPECT_NE(text.find("nobody"), std::string::npos) << text;
 }
 
-// ---- handles and memory ----------------------------------------------------------------------------------------------
+// ---- handles and memory
+// ----------------------------------------------------------------------------------------------
 
 TEST(HandleState, EndsItsWaiters) {
   HandleState handle;

@@ -28,7 +28,8 @@ Request request_of(OpKind op, const std::string& name, Shape shape = {4}) {
   return request;
 }
 
-// ---- op rules --------------------------------------------------------------------------------------------------------
+// ---- op rules
+// --------------------------------------------------------------------------------------------------------
 
 TEST(OpRules, EveryOperationHasItsOwn) {
   for (int op = 0; op < 6; ++op) {
@@ -69,7 +70,8 @@ TEST(OpRules, CheckWhatARankCanKnowByItself) {
   EXPECT_TRUE(check(request_of(OpKind::kProcessSetRemove, "x", {3})).ok());
 }
 
-// ---- agreement -------------------------------------------------------------------------------------------------------
+// ---- agreement
+// -------------------------------------------------------------------------------------------------------
 
 std::string no_site(int /*rank*/, std::uint32_t /*site*/) { return {}; }
 
@@ -98,10 +100,10 @@ TEST(Agreement, OfEqualRequestsIsAnExecution) {
 }
 
 TEST(Agreement, OfDifferentRowsIsAGatherWithTheRowsOfEachRank) {
-  const Agreement agreement = agree_on({request_of(OpKind::kAllgather, "g", {1, 5}),
-                                        request_of(OpKind::kAllgather, "g", {0, 5}),
-                                        request_of(OpKind::kAllgather, "g", {7, 5})},
-                                       members({0, 1, 2}));
+  const Agreement agreement =
+      agree_on({request_of(OpKind::kAllgather, "g", {1, 5}), request_of(OpKind::kAllgather, "g", {0, 5}),
+                request_of(OpKind::kAllgather, "g", {7, 5})},
+               members({0, 1, 2}));
   EXPECT_EQ(agreement.response.kind, Response::Kind::kExecute) << agreement.response.error;
   EXPECT_EQ(agreement.response.entries[0].first_dims, (std::vector<std::int64_t>{1, 0, 7}));
 }
@@ -113,9 +115,9 @@ TEST(Agreement, NamesEveryDifferenceWithGlobalRanksAndCallSites) {
   second.dtype = DataType::kInt32;
   second.shape = {5};
   second.call_site = 2;
-  const Agreement agreement = agree_on({first, second, first, first}, members({2, 3, 5, 6}), [](int rank, std::uint32_t site) {
-    return rank == 6 ? std::string() : fmt::format("m.py:{}", site);
-  });
+  const Agreement agreement =
+      agree_on({first, second, first, first}, members({2, 3, 5, 6}),
+               [](int rank, std::uint32_t site) { return rank == 6 ? std::string() : fmt::format("m.py:{}", site); });
   EXPECT_EQ(agreement.response.kind, Response::Kind::kError);
   EXPECT_EQ(agreement.response.error_code, StatusCode::kInvalidArgument);
   EXPECT_EQ(agreement.response.error,
@@ -149,7 +151,8 @@ TEST(Agreement, OfIdsAloneIsTheRememberedResponseAndMixedWithWholeRequestsItIsCo
   }
 }
 
-// ---- readiness -------------------------------------------------------------------------------------------------------
+// ---- readiness
+// -------------------------------------------------------------------------------------------------------
 
 TEST(ReadinessTable, KnowsWhoHasAskedAndWhoIsMissing) {
   ReadinessTable table;
@@ -191,7 +194,8 @@ TEST(ReadinessTable, ListsWhatWaitsBySetAndByAge) {
   EXPECT_EQ(table.waiting_since_before(start + 5s).size(), 3u);
 }
 
-// ---- the cache -------------------------------------------------------------------------------------------------------
+// ---- the cache
+// -------------------------------------------------------------------------------------------------------
 
 ResponseCache::Entry remembered(CacheId id, const std::string& name, ProcessSetId set = 0) {
   Request request = request_of(OpKind::kAllreduce, name);
@@ -250,7 +254,8 @@ TEST(ResponseCache, ListsTheLeastRecentlyUsedAndReplacesUnderTheSameKey) {
   EXPECT_EQ(cache.size(), 3u);
 }
 
-// ---- fusion ----------------------------------------------------------------------------------------------------------
+// ---- fusion
+// ----------------------------------------------------------------------------------------------------------
 
 Response ready(const std::string& name, std::int64_t elements, DataType type = DataType::kFloat32,
                OpKind op = OpKind::kAllreduce) {
@@ -294,7 +299,8 @@ TEST(FusionPlanner, BeginsANewCallWhenTheThresholdIsReached) {
 
 TEST(FusionPlanner, SmallAndLargeOnesAndWhatIsNotToBeCopiedStayApart) {
   const FusionLimits limits{1 << 20, 400, 40};
-  EXPECT_EQ(plan({ready("s", 10), ready("l", 11), ready("t", 1), ready("m", 100), ready("X", 101)}, limits), "st lm X ");
+  EXPECT_EQ(plan({ready("s", 10), ready("l", 11), ready("t", 1), ready("m", 100), ready("X", 101)}, limits),
+            "st lm X ");
   EXPECT_FALSE(may_fuse(ready("X", 101), limits));
   EXPECT_TRUE(may_fuse(ready("m", 100), limits));
   EXPECT_EQ(plan({ready("a", 1), ready("b", 1)}, {0, 400, 40}), "a b ") << "fusion is off";
@@ -311,7 +317,8 @@ TEST(FusionPlanner, EmptyTensorsFuse) {
   EXPECT_EQ(plan({ready("a", 0), ready("b", 3), ready("c", 0)}, {100, 100, 100}), "abc ");
 }
 
-// ---- process sets ----------------------------------------------------------------------------------------------------
+// ---- process sets
+// ----------------------------------------------------------------------------------------------------
 
 TEST(ProcessSetTable, KeepsSetsAndWhyTheyFailed) {
   ProcessSetTable table(members({0, 1, 2, 3}));

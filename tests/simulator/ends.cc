@@ -63,8 +63,8 @@ void Ends::check_result(int rank, int index, HandleState& handle, std::span<cons
     }
   }
   if (!wrong.empty()) {
-    checker_.report(invariant::kRightSum, fmt::format("{} ({}) on rank {}: {}", named(index),
-                                                      name_of(plan(index).reduce_op), rank, wrong));
+    checker_.report(invariant::kRightSum,
+                    fmt::format("{} ({}) on rank {}: {}", named(index), name_of(plan(index).reduce_op), rank, wrong));
   }
 }
 
@@ -110,9 +110,8 @@ void Ends::check_all_alike() {
     const Operation& operation = operations_[i];
     const std::size_t members = scenario_.sets[static_cast<std::size_t>(plan(static_cast<int>(i)).slot)].ranks.size();
     if (operation.good == 0 || static_cast<std::size_t>(operation.good) == members) continue;
-    checker_.report(invariant::kErrorEverywhere,
-                    fmt::format("{} ended well on {} of {} ranks only", named(static_cast<int>(i)), operation.good,
-                                members));
+    checker_.report(invariant::kErrorEverywhere, fmt::format("{} ended well on {} of {} ranks only",
+                                                             named(static_cast<int>(i)), operation.good, members));
   }
 }
 

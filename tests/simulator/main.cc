@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <unistd.h>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -11,7 +12,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unistd.h>
 
 #include "common/log.h"
 #include "tests/simulator/world.h"
@@ -102,12 +102,9 @@ void print_failure(const CommandLine& line, const Scenario& scenario, const Repo
 }
 
 int run(const CommandLine& line) {
-  const ScenarioLimits limits{static_cast<int>(line.ranks.first), static_cast<int>(line.ranks.last),
-                              line.control_only};
+  const ScenarioLimits limits{static_cast<int>(line.ranks.first), static_cast<int>(line.ranks.last), line.control_only};
   const auto begin = std::chrono::steady_clock::now();
-  const auto seconds = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  };
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
   Counts sum;
   std::uint64_t hash = 0;
   double next_progress = 30;
@@ -128,14 +125,15 @@ int run(const CommandLine& line) {
       next_progress += 30;
     }
   }
-  std::printf("%s\n",
-              fmt::format("{} seeds ({}..{}) at {}..{} ranks in {:.1f} s: {} operations, {} calls, {} of them fused, {} "
-                          "cache hits, {} evictions, {} errors, {} deaths, {} shutdowns, {} faults, {} events, trace "
-                          "{:016x}",
-                          line.seeds.last - line.seeds.first + 1, line.seeds.first, line.seeds.last, line.ranks.first,
-                          line.ranks.last, seconds(), sum.operations, sum.calls, sum.fused_calls, sum.cache_hits,
-                          sum.evictions, sum.errors, sum.deaths, sum.shutdowns, sum.faults, sum.events, hash)
-                  .c_str());
+  std::printf(
+      "%s\n",
+      fmt::format("{} seeds ({}..{}) at {}..{} ranks in {:.1f} s: {} operations, {} calls, {} of them fused, {} "
+                  "cache hits, {} evictions, {} errors, {} deaths, {} shutdowns, {} faults, {} events, trace "
+                  "{:016x}",
+                  line.seeds.last - line.seeds.first + 1, line.seeds.first, line.seeds.last, line.ranks.first,
+                  line.ranks.last, seconds(), sum.operations, sum.calls, sum.fused_calls, sum.cache_hits, sum.evictions,
+                  sum.errors, sum.deaths, sum.shutdowns, sum.faults, sum.events, hash)
+          .c_str());
   return 0;
 }
 

@@ -67,9 +67,8 @@ void ResponseStreams::take(int rank, Response& response) {
   const std::uint64_t number = state.calls[response.process_set]++;
   std::vector<Call>& sequence = sequences_[response.process_set];
   if (response.call != number) {
-    checker_.report(invariant::kSameSequence,
-                    fmt::format("rank {} was told call {} of set {} where call {} is due", rank, response.call,
-                                response.process_set, number));
+    checker_.report(invariant::kSameSequence, fmt::format("rank {} was told call {} of set {} where call {} is due",
+                                                          rank, response.call, response.process_set, number));
     return;
   }
   const std::uint64_t wanted = digest(response);

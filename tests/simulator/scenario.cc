@@ -69,7 +69,8 @@ class Drawing {
   bool many_ranks() const { return scenario_.ranks >= kManyRanks; }
 
   void draw_pace() {
-    scenario_.longest_think = random_.pick<Duration>({Duration(0), microseconds(2), microseconds(100), milliseconds(2)});
+    scenario_.longest_think =
+        random_.pick<Duration>({Duration(0), microseconds(2), microseconds(100), milliseconds(2)});
     scenario_.think_percent = random_.pick({5, 20, 60});
     scenario_.longest_dispatch = random_.pick<Duration>({Duration(0), microseconds(3), microseconds(60)});
     // Ranks that wake up late find much to do at once, which makes the farewell of a thousand ranks affordable.
@@ -138,11 +139,12 @@ class Drawing {
     switch (plan.op) {
       case OpKind::kAllreduce:
         plan.shape = draw_shape(element);
-        plan.reduce_op = random_.pick({ReduceOp::kSum, ReduceOp::kSum, ReduceOp::kAverage, ReduceOp::kMin,
-                                       ReduceOp::kMax, ReduceOp::kProduct});
+        plan.reduce_op = random_.pick(
+            {ReduceOp::kSum, ReduceOp::kSum, ReduceOp::kAverage, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct});
         plan.inexact = plan.dtype == DataType::kFloat32 && random_.chance(40) && plan.reduce_op != ReduceOp::kProduct;
         plan.prescale = plan.postscale = 1.0;
-        if (is_floating_point(plan.dtype) && !plan.inexact && plan.reduce_op != ReduceOp::kProduct && random_.chance(20)) {
+        if (is_floating_point(plan.dtype) && !plan.inexact && plan.reduce_op != ReduceOp::kProduct &&
+            random_.chance(20)) {
           plan.prescale = random_.pick({0.5, 2.0, 1.0});
           plan.postscale = random_.pick({0.5, 2.0, 1.0});
         }
@@ -213,7 +215,8 @@ class Drawing {
     }
   }
 
-  // ---- batches -------------------------------------------------------------------------------------------------------
+  // ---- batches
+  // -------------------------------------------------------------------------------------------------------
 
   void draw_batch(int batch) {
     for (OperationPlan& tensor : tensors_) {
@@ -321,7 +324,8 @@ class Drawing {
     return scenario_.sets[static_cast<std::size_t>(plan.slot)].contains(rank);
   }
 
-  // ---- what goes wrong -------------------------------------------------------------------------------------------------
+  // ---- what goes wrong
+  // -------------------------------------------------------------------------------------------------
 
   void draw_mishaps() {
     if (scenario_.operations.empty()) return;
@@ -351,8 +355,9 @@ class Drawing {
   Incident draw_incident() {
     std::size_t total = 0;
     for (const std::vector<int>& order : scenario_.order) total += order.size();
-    return {random_.between(0, scenario_.ranks - 1), static_cast<int>(random_.below(total + 1)),
-            random_.duration(Duration(0), random_.pick<Duration>({microseconds(5), microseconds(100), milliseconds(2)}))};
+    return {
+        random_.between(0, scenario_.ranks - 1), static_cast<int>(random_.below(total + 1)),
+        random_.duration(Duration(0), random_.pick<Duration>({microseconds(5), microseconds(100), milliseconds(2)}))};
   }
 
   void draw_absent_rank() {

@@ -38,8 +38,8 @@ struct OperationPlan {
   int root = 0;                    ///< broadcast: global rank
   bool in_place = false;
   bool is_gradient = false;  ///< one of many that may be fused
-  bool inexact = false;  ///< values whose sum rounds: compared with a tolerance, and bit for bit between ranks
-  int subject = 0;       ///< slot that is added or removed
+  bool inexact = false;      ///< values whose sum rounds: compared with a tolerance, and bit for bit between ranks
+  int subject = 0;           ///< slot that is added or removed
   Odd odd = Odd::kNothing;
   int odd_rank = -1;     ///< the one that differs
   int twice_rank = -1;   ///< enqueues it a second time at once, and must be refused

@@ -170,8 +170,8 @@ std::string Reference::compare(std::span<const std::byte> result) const {
       for (std::size_t b = i * element; b < (i + 1) * element; ++b) {
         bytes += fmt::format(" {:02x}/{:02x}", static_cast<unsigned>(result[b]), static_cast<unsigned>(exact_[b]));
       }
-      return fmt::format("element {} of {} ({}) is wrong: bytes got/due{}", i, exact_.size() / element,
-                         name_of(dtype_), bytes);
+      return fmt::format("element {} of {} ({}) is wrong: bytes got/due{}", i, exact_.size() / element, name_of(dtype_),
+                         bytes);
     }
   }
   return {};

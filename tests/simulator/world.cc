@@ -96,9 +96,8 @@ World::World(const Scenario& scenario, bool print_trace)
       wake(rank, schedule_.now() + random_.duration(Duration(0), scenario_.longest_dispatch));
     }
   });
-  network_.on_control([this](int rank, int /*peer*/, std::span<const std::byte> message) {
-    streams_.on_message(rank, message);
-  });
+  network_.on_control(
+      [this](int rank, int /*peer*/, std::span<const std::byte> message) { streams_.on_message(rank, message); });
   for (int rank = 0; rank < scenario.ranks; ++rank) build_rank(rank);
 }
 
@@ -135,7 +134,8 @@ void World::build_rank(int rank) {
   state.runtime = std::make_unique<Runtime>(std::move(fabric), clock_, std::move(settings));
 }
 
-// ---- the thread of each rank -----------------------------------------------------------------------------------------
+// ---- the thread of each rank
+// -----------------------------------------------------------------------------------------
 
 void World::wake(int rank, TimePoint when) {
   Rank& state = rank_of(rank);
@@ -214,7 +214,8 @@ void World::collect_resolved(int rank) {
   if (any) continue_program(rank);
 }
 
-// ---- the program of each rank ----------------------------------------------------------------------------------------
+// ---- the program of each rank
+// ----------------------------------------------------------------------------------------
 
 const OperationPlan& World::plan_at(int rank, std::size_t place) const {
   return scenario_.operations[static_cast<std::size_t>(index_at(rank, place))];
@@ -348,7 +349,8 @@ void World::stop_program(int rank) {
   shut_down(rank);
 }
 
-// ---- what goes wrong -------------------------------------------------------------------------------------------------
+// ---- what goes wrong
+// -------------------------------------------------------------------------------------------------
 
 void World::plan_incident(const Incident& incident, void (World::*what)(int), int rank) {
   const Duration delay = incident.delay;
@@ -380,7 +382,8 @@ void World::shut_down(int rank) {
   wake(rank, schedule_.now());
 }
 
-// ---- phases ----------------------------------------------------------------------------------------------------------
+// ---- phases
+// ----------------------------------------------------------------------------------------------------------
 
 Report World::run() {
   if (scenario_.death) plan_incident(*scenario_.death, &World::die, scenario_.death->rank);
@@ -535,8 +538,8 @@ void World::check_the_books() {
     const ExecutorStatistics statistics = state.runtime->statistics().executor;
     const std::int64_t counted = statistics.operations_done.value() + statistics.operations_failed.value();
     if (counted != resolved) {
-      checker_.report(invariant::kResolvesOnce, fmt::format("rank {}: {} handles were resolved, the engine counts {}",
-                                                            rank, resolved, counted));
+      checker_.report(invariant::kResolvesOnce,
+                      fmt::format("rank {}: {} handles were resolved, the engine counts {}", rank, resolved, counted));
     }
   }
   if (!scenario_.is_undisturbed()) return;

@@ -66,11 +66,11 @@ class World {
   struct Rank {
     std::unique_ptr<FaultHook> fault;
     std::unique_ptr<Runtime> runtime;
-    std::vector<Operation> operations;   // by place in the rank's order
-    std::vector<std::size_t> open;       // places that are enqueued and not resolved
+    std::vector<Operation> operations;                            // by place in the rank's order
+    std::vector<std::size_t> open;                                // places that are enqueued and not resolved
     std::map<std::pair<int, std::string>, std::size_t> last_use;  // place of the last operation of (op and slot, name)
-    std::vector<ProcessSetId> set_ids;   // by slot; kNoSet while unknown
-    std::size_t next = 0;                // place of the next operation to enqueue
+    std::vector<ProcessSetId> set_ids;                            // by slot; kNoSet while unknown
+    std::size_t next = 0;                                         // place of the next operation to enqueue
     bool thinking = false;
     bool stopped_program = false;
     bool dead = false;
@@ -79,9 +79,7 @@ class World {
 
   Rank& rank_of(int rank) { return ranks_[static_cast<std::size_t>(rank)]; }
   const OperationPlan& plan_at(int rank, std::size_t place) const;
-  int index_at(int rank, std::size_t place) const {
-    return scenario_.order[static_cast<std::size_t>(rank)][place];
-  }
+  int index_at(int rank, std::size_t place) const { return scenario_.order[static_cast<std::size_t>(rank)][place]; }
 
   void build_rank(int rank);
   // ---- the thread of each rank

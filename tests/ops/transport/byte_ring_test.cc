@@ -78,7 +78,8 @@ TEST(ByteRing, TwoThreadsSeeOneStream) {
   });
   ByteRingWriter writer(control, memory);
   for (std::size_t written = 0; written < stream.size() && !wrong.load();) {
-    const std::size_t count = writer.write_some(std::span(stream).subspan(written, std::min<std::size_t>(1000, stream.size() - written)));
+    const std::size_t count =
+        writer.write_some(std::span(stream).subspan(written, std::min<std::size_t>(1000, stream.size() - written)));
     if (count == 0) std::this_thread::yield();
     written += count;
   }

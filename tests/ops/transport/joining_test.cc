@@ -31,10 +31,11 @@ void each_rank(int size, const std::function<void(int)>& body) {
   for (int rank = 0; rank < size; ++rank) threads.emplace_back(body, rank);
 }
 
-// ---- shared memory ---------------------------------------------------------------------------------------------------
+// ---- shared memory
+// ---------------------------------------------------------------------------------------------------
 
-std::vector<std::vector<int>> share(const std::vector<std::string>& tokens, std::vector<Bytes> (*change)(std::vector<Bytes>),
-                                    Duration patience) {
+std::vector<std::vector<int>> share(const std::vector<std::string>& tokens,
+                                    std::vector<Bytes> (*change)(std::vector<Bytes>), Duration patience) {
   const int size = static_cast<int>(tokens.size());
   std::vector<std::unique_ptr<ShmConnector>> connectors;
   std::vector<Bytes> addresses;
@@ -67,13 +68,14 @@ TEST(ShmConnector, ARankWithAnotherTokenIsLeftOutOnBothSidesAtOnce) {
 }
 
 TEST(ShmConnector, ARankThatTakesNoPartOrPublishesNonsenseIsNotOnThisHost) {
-  const auto reached = share({"t", "t", "t"},
-                             [](std::vector<Bytes> addresses) {
-                               addresses[1].clear();
-                               addresses[2] = pattern(30, 1);
-                               return addresses;
-                             },
-                             60s);
+  const auto reached = share(
+      {"t", "t", "t"},
+      [](std::vector<Bytes> addresses) {
+        addresses[1].clear();
+        addresses[2] = pattern(30, 1);
+        return addresses;
+      },
+      60s);
   EXPECT_TRUE(reached[0].empty());
 }
 
@@ -168,12 +170,14 @@ TEST(ShmGreeting, IsReadAsItWasWrittenAndNothingElseIs) {
   EXPECT_FALSE(equal_in_constant_time("", "a"));
 }
 
-// ---- TCP -------------------------------------------------------------------------------------------------------------
+// ---- TCP
+// -------------------------------------------------------------------------------------------------------------
 
 struct TcpRanks {
   explicit TcpRanks(const std::vector<std::string>& tokens) {
     for (std::size_t rank = 0; rank < tokens.size(); ++rank) {
-      auto made = TcpConnector::create(static_cast<int>(rank), static_cast<int>(tokens.size()), {tokens[rank], true, {}});
+      auto made =
+          TcpConnector::create(static_cast<int>(rank), static_cast<int>(tokens.size()), {tokens[rank], true, {}});
       EXPECT_TRUE(made.ok()) << made.status().text();
       connectors.push_back(std::move(made).value());
       addresses.push_back(connectors.back()->address());
@@ -310,7 +314,8 @@ TEST(TcpGreeting, IsReadAsItWasWrittenAndNothingElseIs) {
   EXPECT_TRUE(belongs(*back, own));
   EXPECT_FALSE(belongs(*back, greeting)) << "nobody else is this rank";
   for (std::size_t size = 0; size < bytes.size(); ++size) {
-    EXPECT_FALSE(decode_tcp_greeting(Bytes(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size))).has_value());
+    EXPECT_FALSE(
+        decode_tcp_greeting(Bytes(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size))).has_value());
   }
   TcpGreeting other = greeting;
   other.token = "another";
@@ -333,7 +338,8 @@ TEST(MessageSocket, CarriesMessagesWholeAndRefusesThoseThatAreTooLong) {
     }
     return std::nullopt;
   };
-  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{8}, std::size_t{999'999}, std::size_t{1'000'000}}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{1}, std::size_t{8}, std::size_t{999'999}, std::size_t{1'000'000}}) {
     const Bytes message = pattern(size, 1);
     const auto got = carry(message);
     ASSERT_TRUE(got.has_value()) << size;
@@ -362,7 +368,8 @@ TEST(SocketAddress, IsReadAsItWasWritten) {
   }
 }
 
-// ---- after meeting ---------------------------------------------------------------------------------------------------
+// ---- after meeting
+// ---------------------------------------------------------------------------------------------------
 
 TEST(Hosts, AreNumberedByWhoSharesMemoryWithWhom) {
   EXPECT_EQ(hosts_of({{1}, {0}, {3}, {2}}), (std::vector<int>{0, 0, 1, 1}));
@@ -394,7 +401,8 @@ TEST(Hosts, GiveLocalAndCrossRanks) {
 
 TEST(Settings, ThatDifferAreNamedWithTheirValuesAndRanks) {
   EXPECT_EQ(settings_differences({{{"A", "1"}, {"B", "2"}}, {{"A", "1"}, {"B", "2"}}}), "");
-  const std::string text = settings_differences({{{"A", "1"}, {"B", "2"}}, {{"A", "1"}, {"B", "3"}}, {{"A", "1"}, {"B", "2"}}});
+  const std::string text =
+      settings_differences({{{"A", "1"}, {"B", "2"}}, {{"A", "1"}, {"B", "3"}}, {{"A", "1"}, {"B", "2"}}});
   EXPECT_EQ(text.find("A"), std::string::npos) << text;
   for (const char* part : {"B", "2", "3", "ranks 0,2", "rank 1"}) {
     EXPECT_NE(text.find(part), std::string::npos) << text;

@@ -17,11 +17,11 @@ namespace {
 
 // What the peer has sent and what of it has arrived; what it was sent.
 struct Wire {
-  Bytes in;                      // the peer's bytes
-  std::size_t arrived = 0;       // of these
-  std::size_t consumed = 0;      // of these
-  Bytes out;                     // to the peer
-  std::size_t room = SIZE_MAX;   // bytes that still fit
+  Bytes in;                     // the peer's bytes
+  std::size_t arrived = 0;      // of these
+  std::size_t consumed = 0;     // of these
+  Bytes out;                    // to the peer
+  std::size_t room = SIZE_MAX;  // bytes that still fit
   Status failure;
   int rings = 0;
   bool reads_in_place = false;
@@ -140,7 +140,8 @@ class StreamTransportTest : public ::testing::Test {
   std::mt19937_64 random_ = generator_of_this_run();
 };
 
-// ---- pieces ----------------------------------------------------------------------------------------------------------
+// ---- pieces
+// ----------------------------------------------------------------------------------------------------------
 
 TEST_F(StreamTransportTest, AReceiveThatIsPostedAnywhereInAnArrivingEagerMessageGetsItAll) {
   std::uint32_t sequence = 0;
@@ -321,7 +322,8 @@ TEST_F(StreamTransportTest, ControlMessagesOvertakeDataThatHasNotBegun) {
   EXPECT_EQ(second.value().kind, FrameKind::kControl);
 }
 
-// ---- nonsense --------------------------------------------------------------------------------------------------------
+// ---- nonsense
+// --------------------------------------------------------------------------------------------------------
 
 TEST_F(StreamTransportTest, AControlMessageWithAFlippedBitIsALostPeer) {
   Bytes bytes = control_frame(pattern(100, 1));
@@ -420,8 +422,8 @@ TEST_F(StreamTransportTest, ACreditThatNobodyNeedsDoesNothing) {
 
 TEST_F(StreamTransportTest, FramesOfAnotherGenerationAreSkippedWhateverTheyHold) {
   for (const std::uint32_t generation : {0u, kGeneration - 1, kGeneration + 1, 0xffff'ffffu}) {
-    for (const FrameKind kind : {FrameKind::kControl, FrameKind::kEager, FrameKind::kCredit, FrameKind::kBulk,
-                                 FrameKind::kGoodbye}) {
+    for (const FrameKind kind :
+         {FrameKind::kControl, FrameKind::kEager, FrameKind::kCredit, FrameKind::kBulk, FrameKind::kGoodbye}) {
       FrameHeader head = header(kind, {0, 0, 1}, 100);
       head.generation = generation;
       const Bytes payload = pattern(static_cast<std::size_t>(payload_bytes(head)), 1);
@@ -455,8 +457,9 @@ TEST_F(StreamTransportTest, RandomBytesNeverDoWorseThanLoseThePeer) {
     const TransferRef send = end.send(1, {0, 0, 2}, pattern(1, 1));
     // Frames that are right in themselves, of any kind and size, in any order, with junk behind some of them.
     for (int i = 0; i < 10; ++i) {
-      FrameHeader head = header(static_cast<FrameKind>(random_() % 5 + 1), {0, 0, static_cast<std::uint32_t>(random_() % 4)},
-                                random_() % 8 == 0 ? random_() : random_() % 5000);
+      FrameHeader head =
+          header(static_cast<FrameKind>(random_() % 5 + 1), {0, 0, static_cast<std::uint32_t>(random_() % 4)},
+                 random_() % 8 == 0 ? random_() : random_() % 5000);
       const std::size_t payload = static_cast<std::size_t>(std::min<std::uint64_t>(payload_bytes(head), 10'000));
       const Bytes bytes = frame(head, pattern(payload, 1));
       wire.in.insert(wire.in.end(), bytes.begin(), bytes.end());

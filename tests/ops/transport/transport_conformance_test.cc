@@ -30,7 +30,8 @@ void meet(Ends& ends, std::vector<std::unique_ptr<Connector>> connectors, Connec
   for (const auto& connector : connectors) addresses.push_back(connector->address());
   std::vector<std::jthread> threads;
   for (int rank = 0; rank < ends.size(); ++rank) {
-    threads.emplace_back([&, rank] { ends[rank].use(connect(*connectors[static_cast<std::size_t>(rank)], addresses, rank)); });
+    threads.emplace_back(
+        [&, rank] { ends[rank].use(connect(*connectors[static_cast<std::size_t>(rank)], addresses, rank)); });
   }
 }
 
@@ -118,11 +119,12 @@ class TransportConformance : public ::testing::TestWithParam<TransportKind> {
 };
 
 std::vector<std::size_t> sizes_of_transfers() {
-  return {0,          1,          7,          15,      16,           17,    1024, 1025, 4096, kEager - 1, kEager,
-          kEager + 1, 102'407,    (1u << 20) + 3, (5u << 20) + 1};
+  return {
+      0, 1, 7, 15, 16, 17, 1024, 1025, 4096, kEager - 1, kEager, kEager + 1, 102'407, (1u << 20) + 3, (5u << 20) + 1};
 }
 
-// ---- control messages ------------------------------------------------------------------------------------------------
+// ---- control messages
+// ------------------------------------------------------------------------------------------------
 
 TEST_P(TransportConformance, ControlMessagesArriveWholeAndInOrderFromEveryPeer) {
   Ends ends(3);
@@ -203,7 +205,8 @@ TEST_P(TransportConformance, ASleeperWithAFullLinkIsWokenWhenThereIsRoomAgain) {
   EXPECT_TRUE(ends.drive_until([&] { return !ends.step() && ends[0].transport->arm() && ends[1].transport->arm(); }));
 }
 
-// ---- transfers -------------------------------------------------------------------------------------------------------
+// ---- transfers
+// -------------------------------------------------------------------------------------------------------
 
 enum class Posted { kReceiveFirst, kSendFirst, kWhileItArrives };
 
@@ -271,9 +274,8 @@ TEST_P(TransportConformance, ManyTransfersInBothDirectionsPairUpByTheirKeysInAny
       const TransferKey key{static_cast<std::uint16_t>(i % 2), static_cast<std::uint16_t>(i / 2 % 3),
                             static_cast<std::uint32_t>(round) * 1000 + i / 6};
       const std::size_t size = sizes[random_() % sizes.size()];
-      if (std::any_of(all.begin(), all.end(), [&](const One& one) {
-            return one.from == from && one.to == to && one.key == key;
-          })) {
+      if (std::any_of(all.begin(), all.end(),
+                      [&](const One& one) { return one.from == from && one.to == to && one.key == key; })) {
         continue;
       }
       all.push_back({from, to, key, pattern(size, random_() % 1000), Bytes(size)});
@@ -363,7 +365,8 @@ TEST_P(TransportConformance, ASizeThatDoesNotMatchIsAnErrorOfThatTransferAlone) 
   EXPECT_TRUE(ends[0].lost.empty() && ends[1].lost.empty());
 }
 
-// ---- cancelling ------------------------------------------------------------------------------------------------------
+// ---- cancelling
+// ------------------------------------------------------------------------------------------------------
 
 TEST_P(TransportConformance, ACancelledTransferEndsAtOnceWithItsReasonAndHarmsNoOther) {
   Ends ends(2);
@@ -378,8 +381,8 @@ TEST_P(TransportConformance, ACancelledTransferEndsAtOnceWithItsReasonAndHarmsNo
     const Bytes given = pattern(size, 4);
     for (const bool cancel_send : {false, true}) {
       for (const int steps_before : {0, 1, 2, 5}) {
-        SCOPED_TRACE(fmt::format("{} bytes, cancel {} after {} steps", size, cancel_send ? "send" : "receive",
-                                 steps_before));
+        SCOPED_TRACE(
+            fmt::format("{} bytes, cancel {} after {} steps", size, cancel_send ? "send" : "receive", steps_before));
         const TransferKey key{0, 5, sequence++};
         Bytes place(size, std::byte{0});
         const TransferRef receive = ends[1].receive(0, key, place);
@@ -434,7 +437,8 @@ TEST_P(TransportConformance, MemoryIsHeldUntilTheTransportHasLetGoOfIt) {
   ASSERT_TRUE(ends.drive_until([&] { return watch.expired(); })) << "the memory is never given back";
 }
 
-// ---- the end ---------------------------------------------------------------------------------------------------------
+// ---- the end
+// ---------------------------------------------------------------------------------------------------------
 
 TEST_P(TransportConformance, AGoodbyeComesAfterWhatWasQueuedBeforeItAndIsNoLoss) {
   Ends ends(3);
@@ -494,12 +498,11 @@ TEST_P(TransportConformance, ALostPeerEndsEveryTransferWithItsRankAndIsToldOnce)
   const Bytes large = pattern(6 << 20, 9);
   Bytes place(large.size());
   Bytes other(large.size());
-  std::vector<TransferRef> doomed{
-      ends[0].send(1, {0, 0, 0}, large),                         // without credit
-      ends[0].receive(1, {0, 1, 0}, place),                      // waits for credit to be used
-      ends[0].receive(1, {0, 2, 0}, std::span(place).first(5)),  // waits for an eager one
-      ends[0].send(1, {0, 3, 0}, large),                         // has credit
-      ends[0].receive(1, {0, 4, 0}, other)};                     // half-way in
+  std::vector<TransferRef> doomed{ends[0].send(1, {0, 0, 0}, large),     // without credit
+                                  ends[0].receive(1, {0, 1, 0}, place),  // waits for credit to be used
+                                  ends[0].receive(1, {0, 2, 0}, std::span(place).first(5)),  // waits for an eager one
+                                  ends[0].send(1, {0, 3, 0}, large),                         // has credit
+                                  ends[0].receive(1, {0, 4, 0}, other)};                     // half-way in
   const TransferRef gets = ends[1].receive(0, {0, 3, 0}, place);
   const TransferRef gives = ends[1].send(0, {0, 4, 0}, large);
   ASSERT_TRUE(ends.drive_until([&] { return gets->delivered() > 0 && doomed[4]->delivered() > 0; }));
@@ -551,7 +554,8 @@ TEST_P(TransportConformance, APeerThatVanishesAfterOurGoodbyeIsStillTold) {
   connect(ends);
   ends[0].transport->say_goodbye(1);
   ends[1].transport.reset();
-  EXPECT_TRUE(ends.drive_until([&] { return !ends[0].lost.empty(); })) << "who waits for its farewell never learns of it";
+  EXPECT_TRUE(ends.drive_until([&] { return !ends[0].lost.empty(); }))
+      << "who waits for its farewell never learns of it";
 }
 
 TEST_P(TransportConformance, FramesOfAnotherGenerationAreDiscarded) {
@@ -579,7 +583,8 @@ TEST_P(TransportConformance, FramesOfAnotherGenerationAreDiscarded) {
   EXPECT_TRUE(ends[0].transport->flushed()) << "they were not even read";
 }
 
-// ---- threads ---------------------------------------------------------------------------------------------------------
+// ---- threads
+// ---------------------------------------------------------------------------------------------------------
 
 // Each rank in a thread of its own, which sleeps whenever it has nothing to do: a ring that is missed shows as a sleep
 // that only its deadline ends.
@@ -651,7 +656,8 @@ TEST_P(TransportConformance, RanksThatSleepBetweenMessagesMissNone) {
   }
 }
 
-// ---- faults and counts -----------------------------------------------------------------------------------------------
+// ---- faults and counts
+// -----------------------------------------------------------------------------------------------
 
 TEST_P(TransportConformance, TheFaultHookMayDropCorruptOrFailAtEachPoint) {
   struct Hook final : FaultHook {

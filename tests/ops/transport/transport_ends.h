@@ -32,7 +32,8 @@ inline std::mt19937_64 generator_of_this_run() {
 /// Bytes that tell where they belong: another `salt` gives others.
 inline Bytes pattern(std::size_t size, std::size_t salt) {
   Bytes bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((i * 2654435761u + salt * 97 + (i >> 8)) >> 3);
+  for (std::size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<std::byte>((i * 2654435761u + salt * 97 + (i >> 8)) >> 3);
   return bytes;
 }
 
