@@ -12,15 +12,25 @@
 namespace hvd {
 namespace {
 
-// Looks that a spinning thread makes before it lets others run.
+// Looks that a spinning thread makes before it lets others run. Where ranks share cores, what it waits for may need
+// this very core: it lets others run after each look, and as that costs them little, it looks for longer.
 constexpr int kLooksPerYield = 16;
+constexpr int kCrowdedPatience = 10;
 // While no thread waits, the cores are wanted for computing: a nap and a ring cost less than looking longer.
 constexpr Duration kSpinTimeWithoutWaiter = std::chrono::microseconds(5);
 
+bool has_more_ranks_than_cores(const Runtime& runtime) {
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  return ::sched_getaffinity(0, sizeof usable, &usable) == 0 && runtime.ranks_on_this_host() > CPU_COUNT(&usable);
+}
+
 class Spinner {
  public:
+  explicit Spinner(bool crowded) : looks_per_yield_(crowded ? 1 : kLooksPerYield) {}
+
   void pause() {
-    if (++looks_ % kLooksPerYield == 0) {
+    if (++looks_ % looks_per_yield_ == 0) {
       ::sched_yield();
     } else {
       __builtin_ia32_pause();
@@ -28,12 +38,17 @@ class Spinner {
   }
 
  private:
+  int looks_per_yield_;
   int looks_ = 0;
 };
 
 }  // namespace
 
-BackgroundLoop::BackgroundLoop(Runtime& runtime, Poller& poller) : runtime_(runtime), poller_(poller) {
+BackgroundLoop::BackgroundLoop(Runtime& runtime, Poller& poller)
+    : runtime_(runtime),
+      poller_(poller),
+      crowded_(has_more_ranks_than_cores(runtime)),
+      spin_time_(runtime.options().spin_time * (crowded_ ? kCrowdedPatience : 1)) {
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
   ::pthread_setname_np(thread_.native_handle(), "hvd-background");
 }
@@ -68,15 +83,14 @@ void BackgroundLoop::run(const std::stop_token& stop) {
 // Works until nothing moves any more, and while an answer of others is due, a little longer. Returns when to be back.
 TimePoint BackgroundLoop::work(const std::stop_token& stop) {
   runtime_.woken();
-  Spinner spinner;
+  Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
   while (!runtime_.finished() && !stop.stop_requested()) {
     if (runtime_.step()) {
       last_move = runtime_.clock().now();
       continue;
     }
-    const Duration spin_time = runtime_.options().spin_time;
-    const Duration patience = waiters_.load() > 0 ? spin_time : std::min(spin_time, kSpinTimeWithoutWaiter);
+    const Duration patience = waiters_.load() > 0 ? spin_time_ : std::min(spin_time_, kSpinTimeWithoutWaiter);
     if (!runtime_.busy() || runtime_.clock().now() - last_move > patience) break;
     spinner.pause();
   }
@@ -109,7 +123,7 @@ bool BackgroundLoop::wait(HandleState& handle, TimePoint deadline) {
 
 bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {
   runtime_.woken();
-  Spinner spinner;
+  Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
   while (!handle.done()) {
     if (runtime_.step()) {
@@ -117,7 +131,7 @@ bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {
       continue;
     }
     const TimePoint now = runtime_.clock().now();
-    if (now - last_move > runtime_.options().spin_time || now > deadline || runtime_.finished()) break;
+    if (now - last_move > spin_time_ || now > deadline || runtime_.finished()) break;
     spinner.pause();
   }
   return handle.done();

@@ -40,6 +40,8 @@ class BackgroundLoop {
 
   Runtime& runtime_;
   Poller& poller_;
+  const bool crowded_;
+  const Duration spin_time_;
   Turn turn_;
   std::atomic<bool> asleep_{false};
   std::atomic<TimePoint> sleeps_until_{kNever};

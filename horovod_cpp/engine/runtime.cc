@@ -85,6 +85,12 @@ MembershipRef Runtime::process_set(ProcessSetId id) const {
   return published_sets_.with([&](const ProcessSetTable& sets) { return sets.find(id); });
 }
 
+int Runtime::ranks_on_this_host() const {
+  const Membership& all = *settings_.everyone;
+  const int here = all.hosts[static_cast<std::size_t>(rank())];
+  return static_cast<int>(std::count(all.hosts.begin(), all.hosts.end(), here));
+}
+
 std::vector<ProcessSetId> Runtime::process_set_ids() const {
   return published_sets_.with([](const ProcessSetTable& sets) { return sets.ids(); });
 }

@@ -40,6 +40,7 @@ class Runtime final : private TransportEvents {
 
   int rank() const { return fabric_->rank(); }
   int size() const { return fabric_->size(); }
+  int ranks_on_this_host() const;
   const Options& options() const { return settings_.options; }
   const Clock& clock() const { return clock_; }
 
