@@ -25,11 +25,11 @@ void Handle::refuse_if_unusable() const {
 void Handle::wait() {
   refuse_if_unusable();
   for (;;) {
-    int code = HVD_OK;
-    {
-      const py::gil_scoped_release without_gil;
-      code = hvd_handle_wait(handle_, kSliceNanoseconds);
-    }
+    // By hand: while the interpreter ends, taking the GIL ends this thread by unwinding, which must not begin inside a
+    // destructor.
+    PyThreadState* const thread = PyEval_SaveThread();
+    const int code = hvd_handle_wait(handle_, kSliceNanoseconds);
+    PyEval_RestoreThread(thread);
     if (code != HVD_DEADLINE_EXCEEDED) return check(code);
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }

@@ -8,7 +8,7 @@ Task<Status> dissemination_barrier(CollectiveContext& context) {
   const int rank = context.rank();
   const int size = context.size();
   for (int distance = 1; distance < size; distance *= 2) {
-    Pending told = context.send((rank + distance) % size, {});
+    Pending told = context.send((rank + distance) % size, {});  // NOLINT(misc-const-correctness): co_await changes it
     HVD_CO_RETURN_IF_ERROR(co_await context.receive(wrap(rank - distance, size), {}));
     HVD_CO_RETURN_IF_ERROR(co_await told);
   }

@@ -53,6 +53,7 @@ Task<Status> recursive_doubling_allreduce(CollectiveContext& context, ReduceBuff
   for (int distance = 1; distance < paired; distance *= 2) {
     const int partner = rank ^ distance;
     const OperandOrder order = partner < rank ? OperandOrder::kIncomingFirst : OperandOrder::kOwnFirst;
+    // NOLINTNEXTLINE(misc-const-correctness): co_await changes it
     Pending received = context.receive_combine(partner, value.other(), value.current().data(), reducer, order);
     HVD_CO_RETURN_IF_ERROR(co_await context.send(partner, value.current()));
     HVD_CO_RETURN_IF_ERROR(co_await received);
