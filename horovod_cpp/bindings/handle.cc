@@ -2,6 +2,9 @@
 // See handle.h.
 #include "horovod_cpp/bindings/handle.h"
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include "horovod_cpp/bindings/dlpack.h"
 
 namespace py = pybind11;
@@ -10,6 +13,16 @@ namespace hvd::bindings {
 namespace {
 
 constexpr std::int64_t kSliceNanoseconds = 50'000'000;
+
+// While the interpreter ends, Python before 3.14 ends a thread that asks for the GIL by unwinding it, which C++ frames
+// do not survive. Such a thread stays here until the process is gone, as later versions have it.
+void take_gil(PyThreadState* thread) {
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) ::pause();
+  }
+}
 
 }  // namespace
 
@@ -25,11 +38,9 @@ void Handle::refuse_if_unusable() const {
 void Handle::wait() {
   refuse_if_unusable();
   for (;;) {
-    // By hand: while the interpreter ends, taking the GIL ends this thread by unwinding, which must not begin inside a
-    // destructor.
     PyThreadState* const thread = PyEval_SaveThread();
     const int code = hvd_handle_wait(handle_, kSliceNanoseconds);
-    PyEval_RestoreThread(thread);
+    take_gil(thread);
     if (code != HVD_DEADLINE_EXCEEDED) return check(code);
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
