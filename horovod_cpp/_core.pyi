@@ -79,6 +79,9 @@ def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int]) -> None:
 def shutdown() -> None:
     """End the job for all ranks. Blocks for about 2 s at most. Does nothing in a forked child."""
 
+def interpreter_ends() -> None:
+    """Call first in an exit handler: threads that wait for operations stay asleep from now on."""
+
 def is_initialized() -> bool: ...
 def version() -> str: ...
 def mpi_built() -> bool: ...

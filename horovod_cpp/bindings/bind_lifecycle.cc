@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "horovod_cpp/bindings/bind.h"
+#include "horovod_cpp/bindings/gil.h"
 
 namespace py = pybind11;
 
@@ -44,6 +45,8 @@ void bind_lifecycle(py::module_& module) {
   module.def("init", init, py::arg("process_sets"), py::arg("comm"),
              "Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch.");
   module.def("shutdown", shutdown, "End the job for all ranks. Blocks for about 2 s at most.");
+  module.def("interpreter_ends", interpreter_ends,
+             "Call first in an exit handler: threads that wait for operations stay asleep from now on.");
   module.def("is_initialized", [] { return !used_after_fork() && hvd_is_initialized() == 1; });
   module.def("version", [] { return hvd_version(); });
   module.def("mpi_built", [] { return hvd_mpi_built() == 1; });

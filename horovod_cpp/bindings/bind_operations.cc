@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "horovod_cpp/bindings/bind.h"
+#include "horovod_cpp/bindings/gil.h"
 #include "horovod_cpp/bindings/handle.h"
 
 namespace py = pybind11;
@@ -13,11 +14,7 @@ namespace hvd::bindings {
 namespace {
 
 // Gets the reference that enqueue took. Runs inside a function of the C ABI, where the GIL may be let go.
-void release_reference(void* object) {
-  if (Py_IsInitialized() == 0) return;  // the object went with the interpreter
-  const py::gil_scoped_acquire gil;
-  Py_DECREF(static_cast<PyObject*>(object));
-}
+void release_reference(void* object) { drop_reference(static_cast<PyObject*>(object)); }
 
 const char* text_or_null(const std::optional<std::string>& text) { return text ? text->c_str() : nullptr; }
 

@@ -2,10 +2,8 @@
 // See handle.h.
 #include "horovod_cpp/bindings/handle.h"
 
-#include <cxxabi.h>
-#include <unistd.h>
-
 #include "horovod_cpp/bindings/dlpack.h"
+#include "horovod_cpp/bindings/gil.h"
 
 namespace py = pybind11;
 
@@ -13,16 +11,6 @@ namespace hvd::bindings {
 namespace {
 
 constexpr std::int64_t kSliceNanoseconds = 50'000'000;
-
-// While the interpreter ends, Python before 3.14 ends a thread that asks for the GIL by unwinding it, which C++ frames
-// do not survive. Such a thread stays here until the process is gone, as later versions have it.
-void take_gil(PyThreadState* thread) {
-  try {
-    PyEval_RestoreThread(thread);
-  } catch (const abi::__forced_unwind&) {
-    for (;;) ::pause();
-  }
-}
 
 }  // namespace
 

@@ -76,7 +76,12 @@ def shutdown() -> None:
     process_sets.unbind_all()
 
 
-atexit.register(shutdown)
+def _shutdown_at_exit() -> None:
+    _core.interpreter_ends()  # daemon threads that wait must not run Python again when their operations end
+    shutdown()
+
+
+atexit.register(_shutdown_at_exit)
 
 
 def is_initialized() -> bool:
