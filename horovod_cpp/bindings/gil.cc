@@ -32,13 +32,18 @@ void take_gil(PyThreadState* thread) {
   } catch (const abi::__forced_unwind&) {  // it ended after the look above; C++ frames do not survive the unwinding
     stay();
   }
+  // The end was said by a thread that held the GIL: now the answer cannot change before Python runs again.
+  if (ends_elsewhere()) {
+    PyEval_SaveThread();
+    stay();
+  }
 }
 
 void drop_reference(PyObject* object) {
   if (Py_IsInitialized() == 0 || ends_elsewhere()) return;
   try {
     const PyGILState_STATE state = PyGILState_Ensure();
-    Py_DECREF(object);
+    if (!ends_elsewhere()) Py_DECREF(object);  // as above: exact while the GIL is held
     PyGILState_Release(state);
   } catch (const abi::__forced_unwind&) {
     stay();

@@ -60,7 +60,8 @@ class Executor {
     Priority priority = 0;
   };
   using CallRef = std::shared_ptr<Call>;
-  struct Lane {                                // of one process set
+  // The calls of one process set.
+  struct Lane {
     std::map<std::uint64_t, CallRef> running;  // by call number
     std::deque<CallRef> waiting;
     std::map<std::uint64_t, Status> failed_early;
