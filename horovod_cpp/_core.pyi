@@ -114,5 +114,8 @@ def enqueue(
 ) -> Handle:
     """Hand a tensor over; see ``hvd_operation`` in c_api.h. Does not block."""
 
+def wait_all(handles: Sequence[Handle], /) -> None:
+    """Block until all handles are done, be it well or with an error. Ctrl-C ends the wait, not the operations."""
+
 def statistics() -> dict[str, int]:
     """What happened so far on this rank; see ``hvd_statistics`` in c_api.h."""

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 
 #include <algorithm>
 #include <array>
@@ -35,6 +36,13 @@ std::optional<timespec> time_until(TimePoint deadline, TimePoint now) {
   return timespec{seconds.count(), (left - seconds).count()};
 }
 
+// Readable once, after `delay`; zero: never.
+void set_timer(int timer, Duration delay) {
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(delay);
+  const itimerspec when{{}, {seconds.count(), (delay - seconds).count()}};
+  ::timerfd_settime(timer, 0, &when, nullptr);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<EpollPoller>> EpollPoller::create(const Clock& clock) {
@@ -43,11 +51,15 @@ Result<std::unique_ptr<EpollPoller>> EpollPoller::create(const Clock& clock) {
   UniqueFd wake_event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!wake_event) return errno_status("eventfd");
   HVD_RETURN_IF_ERROR(add_to(epoll.get(), wake_event.get()));
-  return std::unique_ptr<EpollPoller>(new EpollPoller(clock, std::move(epoll), std::move(wake_event)));
+  UniqueFd timer(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+  if (!timer) return errno_status("timerfd_create");
+  HVD_RETURN_IF_ERROR(add_to(epoll.get(), timer.get()));
+  return std::unique_ptr<EpollPoller>(
+      new EpollPoller(clock, std::move(epoll), std::move(wake_event), std::move(timer)));
 }
 
-EpollPoller::EpollPoller(const Clock& clock, UniqueFd epoll, UniqueFd wake_event)
-    : clock_(clock), epoll_(std::move(epoll)), wake_event_(std::move(wake_event)) {}
+EpollPoller::EpollPoller(const Clock& clock, UniqueFd epoll, UniqueFd wake_event, UniqueFd timer)
+    : clock_(clock), epoll_(std::move(epoll)), wake_event_(std::move(wake_event)), timer_(std::move(timer)) {}
 
 Status EpollPoller::watch(int fd) { return add_to(epoll_.get(), fd); }
 
@@ -65,12 +77,28 @@ void EpollPoller::wait(TimePoint deadline) {
     // release: pairs with the exchange in wake(); what was posted before that wake is seen after this wait
     wake_pending_.exchange(false);
   }
+  cancel_wake_later();
 }
 
 void EpollPoller::wake() {
   if (wake_pending_.exchange(true)) return;
   const std::uint64_t ring = 1;
   [[maybe_unused]] const ssize_t put = ::write(wake_event_.get(), &ring, sizeof ring);
+}
+
+void EpollPoller::wake_later(Duration delay) {
+  const std::lock_guard lock(changing_timer_);
+  if (!timer_set_.exchange(true)) set_timer(timer_.get(), std::max(delay, Duration(1)));
+}
+
+void EpollPoller::cancel_wake_later() {
+  if (!timer_set_.load()) return;
+  const std::lock_guard lock(changing_timer_);
+  if (timer_set_.exchange(false)) set_timer(timer_.get(), Duration::zero());
+}
+
+void EpollPoller::hurry() {
+  if (timer_set_.load()) wake();
 }
 
 }  // namespace hvd

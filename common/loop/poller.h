@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <mutex>
 
 #include <horovod_cpp/status.h>
 
@@ -20,6 +21,13 @@ class Poller {
   virtual void wait(TimePoint deadline) = 0;
   /// Ends the current or the next wait. Any thread.
   virtual void wake() = 0;
+  /// Ends the current or the next wait `delay` from now, if nothing ends it before; of several calls the first counts.
+  /// A poller that knows no delay ends it at once. Any thread.
+  virtual void wake_later(Duration /*delay*/) { wake(); }
+  /// Takes `wake_later` back. Who calls it looks afterwards whether there is anything to be woken for. Any thread.
+  virtual void cancel_wake_later() {}
+  /// Turns a `wake_later` that is to come into a `wake`; nothing otherwise. Any thread.
+  virtual void hurry() {}
 };
 
 class EpollPoller final : public Poller {
@@ -31,13 +39,19 @@ class EpollPoller final : public Poller {
   void unwatch(int fd) override;
   void wait(TimePoint deadline) override;
   void wake() override;
+  void wake_later(Duration delay) override;
+  void cancel_wake_later() override;
+  void hurry() override;
 
  private:
-  EpollPoller(const Clock& clock, UniqueFd epoll, UniqueFd wake_event);
+  EpollPoller(const Clock& clock, UniqueFd epoll, UniqueFd wake_event, UniqueFd timer);
 
   const Clock& clock_;
   UniqueFd epoll_;
   UniqueFd wake_event_;
+  UniqueFd timer_;  // of wake_later
+  std::mutex changing_timer_;
+  std::atomic<bool> timer_set_{false};
   std::atomic<bool> wake_pending_{false};  // spares the system call when a wake-up is already on its way
 };
 

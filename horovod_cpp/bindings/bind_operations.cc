@@ -83,6 +83,7 @@ void bind_operations(py::module_& module) {
       .def("wait", &Handle::wait, "Block until done; raise on error. Ctrl-C ends the wait, not the operation.")
       .def("poll", &Handle::poll, "True when done, be it well or with an error.")
       .def("to_dlpack", &Handle::to_dlpack, "The output of an allgather that is done, once; takes the handle along.");
+  module.def("wait_all", wait_all, "Block until all handles are done, be it well or with an error.");
   module.def("enqueue", enqueue, "Hand a tensor over; see hvd_operation in c_api.h. Does not block.");
 }
 

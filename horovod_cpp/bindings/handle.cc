@@ -12,6 +12,17 @@ namespace {
 
 constexpr std::int64_t kSliceNanoseconds = 50'000'000;
 
+template <typename Wait>
+void wait_in_slices(Wait wait) {
+  for (;;) {
+    PyThreadState* const thread = PyEval_SaveThread();
+    const int code = wait();
+    take_gil(thread);
+    if (code != HVD_DEADLINE_EXCEEDED) return check(code);
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
 }  // namespace
 
 Handle::~Handle() {
@@ -25,13 +36,18 @@ void Handle::refuse_if_unusable() const {
 
 void Handle::wait() {
   refuse_if_unusable();
-  for (;;) {
-    PyThreadState* const thread = PyEval_SaveThread();
-    const int code = hvd_handle_wait(handle_, kSliceNanoseconds);
-    take_gil(thread);
-    if (code != HVD_DEADLINE_EXCEEDED) return check(code);
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  wait_in_slices([this] { return hvd_handle_wait(handle_, kSliceNanoseconds); });
+}
+
+void wait_all(const std::vector<Handle*>& handles) {
+  std::vector<hvd_handle*> all;
+  all.reserve(handles.size());
+  for (const Handle* handle : handles) {
+    handle->refuse_if_unusable();
+    all.push_back(handle->handle_);
   }
+  wait_in_slices(
+      [&] { return hvd_handles_wait(all.data(), static_cast<std::int32_t>(all.size()), kSliceNanoseconds); });
 }
 
 bool Handle::poll() const {

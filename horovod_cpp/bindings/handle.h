@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <utility>
+#include <vector>
 
 #include "horovod_cpp/bindings/bind.h"
 
@@ -25,11 +26,16 @@ class Handle {
   /// wait().
   pybind11::capsule to_dlpack();
 
+  /// Blocks as `wait` does until all are done, be it well or with a failure.
+  friend void wait_all(const std::vector<Handle*>& handles);
+
  private:
   void refuse_if_unusable() const;
 
   hvd_handle* handle_;
   int dtype_;
 };
+
+void wait_all(const std::vector<Handle*>& handles);
 
 }  // namespace hvd::bindings

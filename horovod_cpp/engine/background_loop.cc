@@ -19,10 +19,26 @@ constexpr int kCrowdedPatience = 10;
 // While no thread waits, the cores are wanted for computing: a nap and a ring cost less than looking longer.
 constexpr Duration kSpinTimeWithoutWaiter = std::chrono::microseconds(5);
 
-bool has_more_ranks_than_cores(const Runtime& runtime) {
+// Longer than most backward passes that fit a host of which all cores compute.
+constexpr Duration kPatienceOnFullHost = std::chrono::milliseconds(10);
+
+// That this process may use; "many" if the system does not say.
+int usable_cores() {
   cpu_set_t usable;
   CPU_ZERO(&usable);
-  return ::sched_getaffinity(0, sizeof usable, &usable) == 0 && runtime.ranks_on_this_host() > CPU_COUNT(&usable);
+  return ::sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : CPU_SETSIZE;
+}
+
+bool has_more_ranks_than_cores(const Runtime& runtime) { return runtime.ranks_on_this_host() > usable_cores(); }
+
+bool leaves_no_core(const Runtime& runtime) {
+  return runtime.ranks_on_this_host() == runtime.size() && runtime.size() >= usable_cores();
+}
+
+// Drops the ones at the end that are done: what was done once need not be looked at again.
+bool all_done(std::span<HandleState* const>& handles) {
+  while (!handles.empty() && handles.back()->done()) handles = handles.first(handles.size() - 1);
+  return handles.empty();
 }
 
 class Spinner {
@@ -48,6 +64,7 @@ BackgroundLoop::BackgroundLoop(Runtime& runtime, Poller& poller)
     : runtime_(runtime),
       poller_(poller),
       crowded_(has_more_ranks_than_cores(runtime)),
+      full_host_(leaves_no_core(runtime)),
       spin_time_(runtime.options().spin_time * (crowded_ ? kCrowdedPatience : 1)) {
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
   ::pthread_setname_np(thread_.native_handle(), "hvd-background");
@@ -65,8 +82,10 @@ void BackgroundLoop::run(const std::stop_token& stop) {
       const TimePoint deadline = work(stop);
       sleeps_until_.store(deadline);
       asleep_.store(true);
-      // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here.
-      const bool may_sleep = !runtime_.finished() && runtime_.prepare_to_sleep();
+      // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here. So is a
+      // waiter that wanted the Turn and has given up: the work that was left for it is this thread's again.
+      const bool may_sleep =
+          !runtime_.finished() && runtime_.prepare_to_sleep() && (!left_for_waiter_ || wanting_.load() > 0);
       turn_.give();
       if (may_sleep && !stop.stop_requested()) {
         poller_.wait(deadline);
@@ -85,8 +104,12 @@ TimePoint BackgroundLoop::work(const std::stop_token& stop) {
   runtime_.woken();
   Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
+  left_for_waiter_ = false;
   while (!runtime_.finished() && !stop.stop_requested()) {
-    if (runtime_.step()) {
+    const bool moved = runtime_.step();
+    left_for_waiter_ = wanting_.load() > 0;
+    if (left_for_waiter_) break;
+    if (moved) {
       last_move = runtime_.clock().now();
       continue;
     }
@@ -98,34 +121,59 @@ TimePoint BackgroundLoop::work(const std::stop_token& stop) {
 }
 
 void BackgroundLoop::notify() {
-  if (asleep_.load()) poller_.wake();
+  if (!asleep_.load()) return;
+  if (full_host_ && waiters_.load() == 0) {
+    poller_.wake_later(kPatienceOnFullHost);
+  } else {
+    poller_.wake();
+  }
 }
 
-bool BackgroundLoop::wait(HandleState& handle, TimePoint deadline) {
-  if (handle.done()) return true;
-  if (turn_.try_take()) {
-    const bool done = drive(handle, deadline);
+void BackgroundLoop::hurry() { poller_.hurry(); }
+
+bool BackgroundLoop::wait(std::span<HandleState* const> handles, TimePoint deadline) {
+  if (all_done(handles)) return true;
+  if (take_turn(handles)) {
+    const bool done = drive(handles, deadline);
     // What was left undone is the background thread's again. It sleeps with what it knew before: it must know of
     // new work and of earlier deadlines.
+    poller_.cancel_wake_later();
     const bool quiet = runtime_.prepare_to_sleep();
     const TimePoint next = runtime_.next_deadline();
     turn_.give();
     if (!quiet || next < sleeps_until_.load()) poller_.wake();
     if (done) return true;
-  } else {
-    notify();
+  } else if (asleep_.load()) {
+    poller_.wake();
   }
   waiters_.fetch_add(1);
-  const bool done = handle.wait_until(deadline);
+  const bool done =
+      std::all_of(handles.begin(), handles.end(), [&](HandleState* handle) { return handle->wait_until(deadline); });
   waiters_.fetch_sub(1);
   return done;
 }
 
-bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {
+// The thread gives the Turn up soon after it is wanted; another waiter keeps it.
+bool BackgroundLoop::take_turn(std::span<HandleState* const> handles) {
+  if (turn_.try_take()) return true;
+  wanting_.fetch_add(1);
+  Spinner spinner(crowded_);
+  const TimePoint end = runtime_.clock().now() + spin_time_;
+  bool taken = false;
+  while (!taken && !all_done(handles) && runtime_.clock().now() < end) {
+    spinner.pause();
+    taken = turn_.try_take();
+  }
+  wanting_.fetch_sub(1);
+  return taken;
+}
+
+bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint deadline) {
   runtime_.woken();
   Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
-  while (!handle.done()) {
+  bool done = all_done(handles);
+  for (; !done; done = all_done(handles)) {
     if (runtime_.step()) {
       last_move = runtime_.clock().now();
       continue;
@@ -134,7 +182,7 @@ bool BackgroundLoop::drive(HandleState& handle, TimePoint deadline) {
     if (now - last_move > spin_time_ || now > deadline || runtime_.finished()) break;
     spinner.pause();
   }
-  return handle.done();
+  return done;
 }
 
 void BackgroundLoop::shut_down() {

@@ -186,6 +186,27 @@ hvd::Result<hvd::HandleRef> run_set_operation(hvd::Session& here, hvd::OpKind op
   return state;
 }
 
+// Until all are done; a handle may be of an earlier session.
+Status wait_for(std::span<hvd_handle* const> handles, std::int64_t limit_nanoseconds) {
+  hvd::TimePoint deadline = hvd::kNever;
+  std::vector<hvd::HandleState*> together;
+  while (!handles.empty()) {
+    hvd::Session& session = *handles.front()->session;
+    if (limit_nanoseconds >= 0 && deadline == hvd::kNever) {
+      deadline = session.runtime().clock().now() + hvd::Duration(limit_nanoseconds);
+    }
+    together.clear();
+    while (!handles.empty() && handles.front()->session.get() == &session) {
+      together.push_back(handles.front()->state.get());
+      handles = handles.subspan(1);
+    }
+    const bool done = session.loop().wait(together, deadline);
+    session.releases().collect();
+    if (!done) return Status::deadline_exceeded("the operation has not ended yet");
+  }
+  return {};
+}
+
 std::vector<int> sorted(const hvd_rank_list& list) {
   std::vector<int> ranks(list.ranks, list.ranks + std::max(list.count, 0));
   std::sort(ranks.begin(), ranks.end());
@@ -299,17 +320,20 @@ int hvd_enqueue(const hvd_operation* operation, hvd_handle** handle) {
 
 int hvd_handle_wait(hvd_handle* handle, int64_t limit_nanoseconds) {
   return guarded([&]() -> Status {
-    const hvd::TimePoint deadline = limit_nanoseconds < 0
-                                        ? hvd::kNever
-                                        : handle->session->runtime().clock().now() + hvd::Duration(limit_nanoseconds);
-    const bool done = handle->session->loop().wait(*handle->state, deadline);
-    handle->session->releases().collect();
-    if (!done) return Status::deadline_exceeded("the operation has not ended yet");
+    HVD_RETURN_IF_ERROR(wait_for({&handle, 1}, limit_nanoseconds));
     return handle->state->status();
   });
 }
 
-int hvd_handle_poll(const hvd_handle* handle) { return handle->state->done() ? 1 : 0; }
+int hvd_handles_wait(hvd_handle* const* handles, int32_t count, int64_t limit_nanoseconds) {
+  return guarded([&] { return wait_for({handles, static_cast<std::size_t>(std::max(count, 0))}, limit_nanoseconds); });
+}
+
+int hvd_handle_poll(const hvd_handle* handle) {
+  if (handle->state->done()) return 1;
+  handle->session->loop().hurry();
+  return 0;
+}
 
 int hvd_handle_output(hvd_handle* handle, hvd_output* output) {
   return guarded([&]() -> Status {

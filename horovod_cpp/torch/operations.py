@@ -7,6 +7,7 @@ dimensions is copied, and the result is copied back: ranks may lay out the same 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -60,6 +61,11 @@ class Pending:
             return self._output
         with torch.no_grad():
             return self._copy_to.copy_(self._output)
+
+
+def wait_all(pending: Iterable[Pending]) -> None:
+    """Block until all are done, be it well or with an error; then `wait` returns at once."""
+    _core.wait_all([one._handle for one in pending])
 
 
 def start_allreduce(
@@ -122,7 +128,7 @@ def barrier(process_set: ProcessSet, site: CallSite) -> None:
 
 def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
     dtype = _DTYPES.get(tensor.dtype)
-    if dtype is not None and tensor.layout is torch.strided and tensor.device.type == "cpu":
+    if dtype is not None and tensor.is_cpu and tensor.layout is torch.strided:
         return dtype
     label = f"{_OPERATION_NAMES[op]} '{name}'" if name is not None else f"unnamed {_OPERATION_NAMES[op]}"
     raise ValueError(

@@ -75,7 +75,8 @@ class _Reduction:
 
     def on_accumulated(self, gradient: _Gradient) -> None:
         """Backward has added to the gradient."""
-        if gradient.parameter.grad is None:
+        grad = gradient.parameter.grad
+        if grad is None:
             return  # a function of the user's gave no gradient; zeros are reduced at synchronize
         if gradient.passes_left <= 0:
             raise AssertionError(
@@ -85,20 +86,24 @@ class _Reduction:
             )
         gradient.passes_left -= 1
         if gradient.passes_left == 0:
-            self.start(gradient)
+            self.start(gradient, grad)
 
-    def start(self, gradient: _Gradient) -> None:
-        """Hand the gradient over, zeros where there is none."""
+    def start_missing(self, gradient: _Gradient) -> None:
+        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
         parameter = gradient.parameter
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad.layout is not torch.strided:
+        self.start(gradient, parameter.grad)
+
+    def start(self, gradient: _Gradient, grad: torch.Tensor) -> None:
+        """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
+        if grad.layout is not torch.strided:
             raise NotImplementedError(
                 f"parameter '{gradient.name}' has a sparse gradient; sparse_as_dense is not implemented yet"
             )
         gradient.passes_left = 0
-        gradient.reduced = parameter.grad
-        compressed, gradient.context = self.compression.compress(parameter.grad)
+        gradient.reduced = grad
+        compressed, gradient.context = self.compression.compress(grad)
         gradient.pending = operations.start_allreduce(
             compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
             self.process_set, self.site,
@@ -131,7 +136,8 @@ class _Reduction:
     def synchronize(self) -> None:
         for gradient in self.gradients.values():
             if gradient.pending is None:
-                self.start(gradient)
+                self.start_missing(gradient)
+        operations.wait_all(gradient.pending for gradient in self.gradients.values() if gradient.pending)
         for gradient in self.gradients.values():
             self.finish(gradient)
 

@@ -203,6 +203,55 @@ TEST_F(PollerTest, AWakeFromAnotherThreadEndsTheWait) {
   }
 }
 
+TEST_F(PollerTest, AWakeLaterEndsTheWaitAfterItsDelay) {
+  const TimePoint start = clock_.now();
+  poller_->wake_later(5ms);
+  poller_->wake_later(kLongest);  // the first counts
+  poller_->wait(start + kLongest);
+  EXPECT_GE(clock_.now(), start + 5ms);
+  EXPECT_LT(clock_.now(), start + kLongest);
+}
+
+TEST_F(PollerTest, AWakeLaterThatWasTakenBackOrOvertakenEndsNoWait) {
+  poller_->wake_later(1ms);
+  poller_->cancel_wake_later();
+  TimePoint start = clock_.now();
+  poller_->wait(start + 20ms);
+  EXPECT_GE(clock_.now(), start + 20ms);
+  poller_->wake_later(1ms);
+  poller_->wake();
+  poller_->wait(start + kLongest);
+  start = clock_.now();
+  poller_->wait(start + 20ms);
+  EXPECT_GE(clock_.now(), start + 20ms);
+}
+
+TEST_F(PollerTest, HurryEndsOnlyAWaitThatAWakeLaterWouldEnd) {
+  poller_->hurry();
+  TimePoint start = clock_.now();
+  poller_->wait(start + 5ms);
+  EXPECT_GE(clock_.now(), start + 5ms);
+  poller_->wake_later(kLongest);
+  std::jthread other([&] { poller_->hurry(); });
+  start = clock_.now();
+  poller_->wait(start + kLongest);
+  EXPECT_LT(clock_.now(), start + kLongest);
+}
+
+TEST_F(PollerTest, WakeLaterAndCancelOfSeveralThreadsLoseNoLaterWake) {
+  {
+    std::jthread sets([&] {
+      for (int i = 0; i < 2000; ++i) poller_->wake_later(1us);
+    });
+    for (int i = 0; i < 2000; ++i) poller_->cancel_wake_later();
+  }
+  poller_->cancel_wake_later();
+  const TimePoint start = clock_.now();
+  poller_->wake_later(1ms);
+  poller_->wait(start + kLongest);
+  EXPECT_LT(clock_.now(), start + kLongest);
+}
+
 TEST_F(PollerTest, ADeadlineEndsTheWait) {
   const TimePoint start = clock_.now();
   poller_->wait(start + 2ms);

@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <numeric>
+#include <thread>
 
 namespace hvd::testing {
 namespace {
@@ -64,6 +66,52 @@ TEST(RankThreads, ManyTensorsInDifferentOrders) {
     }
     for (const auto& tensor : values) EXPECT_EQ(tensor.back(), 1.0f);
     EXPECT_LE(hvd.runtime().statistics().executor.collective_calls.value(), 3 * tensors);
+  });
+}
+
+// Where no core is free the background thread takes its time, but it comes.
+TEST(RankThreads, OperationsThatNobodyWaitsForEndByThemselves) {
+  run_ranks(3, [](TestRank& hvd) {
+    std::vector<float> values(1000, 1.0f);
+    for (int round = 0; round < 20; ++round) {
+      const Result<HandleRef> handle = hvd.allreduce_async("lies", values, values, ReduceOp::kAverage);
+      ASSERT_TRUE(handle.ok()) << handle.status().text();
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+      while (!handle.value()->done() && std::chrono::steady_clock::now() < end) {
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+      ASSERT_TRUE(handle.value()->done());
+      EXPECT_TRUE(handle.value()->status().ok()) << handle.value()->status().text();
+    }
+  });
+}
+
+TEST(RankThreads, OneWaitForManyOperations) {
+  run_ranks(3, [](TestRank& hvd) {
+    constexpr int tensors = 20;
+    std::vector<std::vector<float>> values(tensors, std::vector<float>(3000, 1.0f));
+    std::vector<HandleState*> all;
+    std::vector<HandleRef> kept;
+    const auto start = [&](int i) {
+      const Result<HandleRef> handle = hvd.allreduce_async("t" + std::to_string(i), values[static_cast<std::size_t>(i)],
+                                                           values[static_cast<std::size_t>(i)]);
+      ASSERT_TRUE(handle.ok()) << handle.status().text();
+      kept.push_back(handle.value());
+      all.push_back(kept.back().get());
+    };
+    for (int i = 0; i < tensors - 1; ++i) start(i);
+    if (hvd.rank() != 0) start(tensors - 1);
+    const auto soon = [] { return std::chrono::steady_clock::now() + std::chrono::milliseconds(20); };
+    const auto late = [] { return std::chrono::steady_clock::now() + std::chrono::seconds(60); };
+    if (hvd.rank() != 0) {
+      EXPECT_FALSE(hvd.loop().wait(all, soon())) << "rank 0 has not started the last one";
+    }
+    ASSERT_TRUE(hvd.barrier("all have seen that").ok());
+    if (hvd.rank() == 0) start(tensors - 1);
+    ASSERT_TRUE(hvd.loop().wait(all, late()));
+    for (const HandleRef& handle : kept) EXPECT_TRUE(handle->done() && handle->status().ok());
+    for (const std::vector<float>& one : values) EXPECT_EQ(one[2999], 3.0f);
+    EXPECT_TRUE(hvd.loop().wait(std::span<HandleState* const>(), soon()));
   });
 }
 

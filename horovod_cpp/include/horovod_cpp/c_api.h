@@ -36,7 +36,7 @@ typedef enum hvd_code {
   HVD_PRECONDITION = 2,     /* not initialised, shut down, not a member of the process set */
   HVD_INTERNAL = 3,         /* lost peer, shutdown of another rank, stall limit */
   HVD_UNAVAILABLE = 4,      /* a library, device or transport is missing */
-  HVD_DEADLINE_EXCEEDED = 5 /* hvd_handle_wait came to its time limit; the handle is still good */
+  HVD_DEADLINE_EXCEEDED = 5 /* a wait came to its time limit; the handle is still good */
 } hvd_code;
 
 typedef enum hvd_op { HVD_ALLREDUCE = 0, HVD_ALLGATHER = 1, HVD_BROADCAST = 2, HVD_BARRIER = 3 } hvd_op;
@@ -165,7 +165,10 @@ HVD_API int hvd_enqueue(const hvd_operation* operation, hvd_handle** handle);
 /* Blocks until the operation is done: HVD_OK, or the failure that it ended with. A negative limit is none.
  * Any thread, but one at a time per handle. */
 HVD_API int hvd_handle_wait(hvd_handle* handle, int64_t limit_nanoseconds);
-/* 1 when done, be it well or with a failure. */
+/* Blocks until all of `count` operations are done, be it well or with a failure: HVD_OK. One wait for many costs less
+ * than many waits, and the engine is driven until the last one ends. Any thread, but one at a time per handle. */
+HVD_API int hvd_handles_wait(hvd_handle* const* handles, int32_t count, int64_t limit_nanoseconds);
+/* 1 when done, be it well or with a failure. Who asks gets the operation under way if it still lies. */
 HVD_API int hvd_handle_poll(const hvd_handle* handle);
 
 typedef struct hvd_output {
