@@ -26,7 +26,7 @@ class StreamTransport final : public Transport {
     int rank = 0;                                           ///< global rank of the owner
     int size = 1;                                           ///< ranks of the job
     std::uint32_t generation = 0;                           ///< of the membership; frames of another one are refused
-    std::size_t eager_limit_bytes = std::size_t{32} << 10;  ///< equal on all ranks
+    std::size_t eager_limit_bytes = std::size_t{64} << 10;  ///< equal on all ranks
     std::size_t budget_bytes = std::size_t{256} << 10;      ///< a peer and direction, per `progress`
   };
 

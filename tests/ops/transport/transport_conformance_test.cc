@@ -19,7 +19,7 @@
 namespace hvd::testing {
 namespace {
 
-constexpr std::size_t kEager = std::size_t{32} << 10;
+const std::size_t kEager = StreamTransport::Settings().eager_limit_bytes;
 
 using SettingsOf = std::function<StreamTransport::Settings(int rank)>;
 
@@ -259,7 +259,7 @@ TEST_P(TransportConformance, TransfersOfEverySizeArriveWheneverTheReceiveIsPoste
 TEST_P(TransportConformance, ManyTransfersInBothDirectionsPairUpByTheirKeysInAnyOrder) {
   Ends ends(3);
   connect(ends);
-  constexpr std::array<std::size_t, 7> sizes{0, 5, 1000, 1500, kEager, kEager + 1, 200'000};
+  const std::array<std::size_t, 7> sizes{0, 5, 1000, 1500, kEager, kEager + 1, 200'000};
   struct One {
     int from, to;
     TransferKey key;
