@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="images a step on each rank")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="for one rank; it grows with their number")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--rounds", type=int, default=8, help="of the measurement after the training; 0: no table")
+    parser.add_argument("--rounds", type=int, default=24, help="of the measurement after the training; 0: no table")
     return parser.parse_args()
 
 
@@ -142,11 +142,14 @@ def accuracy(network: nn.Module, data: Images) -> float:
 
 
 class Measurement:
-    """Steps of the same network, in turns: with the library, with only a barrier a step, and on one rank alone."""
+    """Steps of the same network, in turns: with the library, with only a barrier a step, and on one rank alone.
+
+    The learning rate is 0: how long a step computes depends on the weights, and these stay the same in all three.
+    """
 
     def __init__(self, network: nn.Module, data: Images, arguments: argparse.Namespace) -> None:
         self.batch_size = arguments.batch_size
-        self.steps = 30
+        self.steps = 10  # a turn is short beside the machine's own changes of speed
         self.images, self.labels = data.batch(torch.arange(self.batch_size) + hvd.rank() * self.batch_size)
         self.local = copy.deepcopy(network)
         self.local_optimizer = make_optimizer(self.local, arguments)
@@ -155,6 +158,8 @@ class Measurement:
             make_optimizer(self.shared, arguments),
             named_parameters=[(f"measured.{name}", value) for name, value in self.shared.named_parameters()],
         )
+        for group in self.local_optimizer.param_groups + self.shared_optimizer.param_groups:
+            group["lr"] = 0.0
         self.rates: dict[str, list[float]] = {"library": [], "barrier": [], "alone": []}
         self.waits: list[float] = []
         self.bytes_a_step = 0
@@ -162,11 +167,12 @@ class Measurement:
     def run(self, rounds: int) -> None:
         self.time_steps(self.shared_step)  # warm-up
         self.time_steps(self.barrier_step)
+        before = hvd.statistics()["bytes_reduced"]
+        self.shared_step()
+        self.bytes_a_step = hvd.statistics()["bytes_reduced"] - before
         self.waits.clear()
         for _ in tqdm(range(rounds), desc="measuring", disable=hvd.rank() != 0, mininterval=0.2):
-            before = hvd.statistics()["bytes_reduced"]
             self.rates["library"].append(self.time_steps(self.shared_step) * hvd.size())
-            self.bytes_a_step = (hvd.statistics()["bytes_reduced"] - before) // self.steps
             self.rates["barrier"].append(self.time_steps(self.barrier_step) * hvd.size())
             if hvd.rank() == 0:  # the others sleep in the barrier of the next round
                 self.rates["alone"].append(self.time_steps(self.local_step, synchronized=False))
@@ -176,6 +182,7 @@ class Measurement:
         """Images a second on this rank."""
         if synchronized:
             hvd.barrier()
+        step()  # finds the caches as the turn before has left them
         start = time.perf_counter()
         for _ in range(self.steps):
             step()
