@@ -13,6 +13,7 @@ namespace invariant {
 inline constexpr std::string_view kSameSequence = "same-sequence";
 inline constexpr std::string_view kResolvesOnce = "resolves-once";
 inline constexpr std::string_view kRightSum = "right-sum";
+inline constexpr std::string_view kSameSum = "same-sum";
 inline constexpr std::string_view kNoEndlessWait = "no-endless-wait";
 inline constexpr std::string_view kErrorEverywhere = "error-everywhere";
 inline constexpr std::string_view kIdleSilence = "idle-silence";

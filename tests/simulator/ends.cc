@@ -86,8 +86,9 @@ bool Ends::allowed(int index, const Status& status) const {
         dead == kCoordinator || scenario_.sets[static_cast<std::size_t>(operation.slot)].contains(dead);
     if (concerned && says(status, fmt::format("rank {} is lost", dead))) return true;
   }
-  // A rank that knew of the death leaves, and takes the calls that others still have with it.
-  if (scenario_.death && shutdown_expected_ && says(status, "has left the job")) return true;
+  // A rank that knew of the death, or waits for a hung one no longer, leaves, and takes the calls that others still
+  // have with it.
+  if ((scenario_.death || scenario_.hang) && shutdown_expected_ && says(status, "has left the job")) return true;
   if (shutdown_expected_ && (says(status, "shut down") || says(status, "HOROVOD_STALL_SHUTDOWN"))) return true;
   if (fault_injected_ && says(status, "HOROVOD_FAULT")) return true;
   const bool of_removed_set = operation.op == OpKind::kProcessSetRemove ||
@@ -102,10 +103,10 @@ void Ends::on_refused(int rank, int index, const Status& status) {
   }
 }
 
-// Without a death or a fault all members get the same answer: either the calls of the stream are carried out by all,
-// or the job's end meets the operation on all.
+// Without a death, a hang or a fault all members get the same answer: either the calls of the stream are carried out by
+// all, or the job's end meets the operation on all.
 void Ends::check_all_alike() {
-  if (scenario_.death || scenario_.fault) return;
+  if (scenario_.death || scenario_.hang || scenario_.fault) return;
   for (std::size_t i = 0; i < operations_.size(); ++i) {
     const Operation& operation = operations_[i];
     const std::size_t members = scenario_.sets[static_cast<std::size_t>(plan(static_cast<int>(i)).slot)].ranks.size();
@@ -113,6 +114,12 @@ void Ends::check_all_alike() {
     checker_.report(invariant::kErrorEverywhere, fmt::format("{} ended well on {} of {} ranks only",
                                                              named(static_cast<int>(i)), operation.good, members));
   }
+}
+
+std::vector<std::vector<std::byte>> Ends::rounded_sums() const {
+  std::vector<std::vector<std::byte>> sums;
+  for (const Operation& operation : operations_) sums.push_back(operation.first_result);
+  return sums;
 }
 
 }  // namespace hvd::simulator

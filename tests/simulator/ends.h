@@ -26,6 +26,8 @@ class Ends {
   void on_fault_injected() { fault_injected_ = true; }
   /// After the last event.
   void check_all_alike();
+  /// Of each operation whose sum rounds, the bits of the result; empty for others and where it failed.
+  std::vector<std::vector<std::byte>> rounded_sums() const;
 
   std::int64_t errors() const { return errors_; }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Shows that the simulator finds bugs: each patch in planted/ breaks the product in one way, and a run must report it.
 
-Works in a copy of the tree under build/planted. Patches come from people who had not read the simulator.
+Works in a copy of the tree under build/planted. Patches come from people who had not read the simulator. Arguments, if
+any, choose patches by the beginning of their names.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def copy_tree() -> None:
     files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT, check=True).stdout.split(
         "\n"
     )
-    shutil.rmtree(TREE, ignore_errors=True)
+    shutil.rmtree(WORK, ignore_errors=True)  # the build too: it may hold a bug of a run that was broken off
     for name in filter(None, files):
         if (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, TREE / name)  # with its time: the next build is incremental
+            shutil.copy2(ROOT / name, TREE / name)
 
 
 def build() -> None:
@@ -57,8 +58,11 @@ def find() -> str | None:
 
 
 def main() -> None:
-    patches = sorted((Path(__file__).parent / "planted").glob("*.patch"))
-    assert patches, "there are no patches"
+    chosen = tuple(sys.argv[1:]) or ("",)
+    patches = [
+        path for path in sorted((ROOT / "tests/simulator/planted").glob("*.patch")) if path.name.startswith(chosen)
+    ]
+    assert patches, "there are no such patches"
     copy_tree()
     build()
     if (report := find()) is not None:

@@ -112,7 +112,7 @@ int run(const CommandLine& line) {
     std::snprintf(running, sizeof(running), "the simulator was at seed %llu; replay: %s\n",
                   static_cast<unsigned long long>(seed), replay_command(line, seed).c_str());
     const Scenario scenario = draw_scenario(seed, limits);
-    const Report report = World(scenario, line.trace).run();
+    const Report report = simulate(scenario, line.trace);
     if (!report.ok()) {
       print_failure(line, scenario, report);
       return 1;

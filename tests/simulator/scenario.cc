@@ -344,6 +344,7 @@ class Drawing {
       scenario_.fault = TransferFault{random_.between(0, scenario_.ranks - 1), random_.chance(50), draw_passage()};
     }
     if (dice >= 40 && dice < 44) draw_absent_rank();
+    if (dice >= 50 && dice < 55) draw_hang();
     if (dice >= 44 && dice < 50) {  // ranks so slow that the others ask for them, and come in the end
       scenario_.options.stall_check_time = std::chrono::seconds(1);
       scenario_.longest_think = std::chrono::seconds(4);
@@ -360,6 +361,12 @@ class Drawing {
         random_.duration(Duration(0), random_.pick<Duration>({microseconds(5), microseconds(100), milliseconds(2)}))};
   }
 
+  void draw_hang() {
+    scenario_.hang = draw_incident();
+    scenario_.shutdown = Incident{(scenario_.hang->rank + random_.between(1, scenario_.ranks - 1)) % scenario_.ranks, 0,
+                                  random_.duration(Duration(0), milliseconds(20))};
+  }
+
   void draw_absent_rank() {
     OperationPlan& plan = scenario_.operations[random_.below(scenario_.operations.size())];
     const std::vector<int>& members = scenario_.sets[static_cast<std::size_t>(plan.slot)].ranks;
@@ -372,7 +379,8 @@ class Drawing {
     }
     plan.twice_rank = -1;
     scenario_.has_absent_rank = true;
-    scenario_.options.stall_check_time = std::chrono::seconds(1);
+    // Without the questions of the others only the coordinator's own deadline can end the wait.
+    scenario_.options.stall_check_time = random_.pick({std::chrono::seconds(0), std::chrono::seconds(1)});
     scenario_.options.stall_shutdown_time = std::chrono::seconds(3);
   }
 
@@ -417,6 +425,7 @@ std::string summary(const Scenario& scenario) {
   std::string text = fmt::format("{} ranks, {} process sets, {} operations, cache of {}", scenario.ranks,
                                  scenario.sets.size(), scenario.operations.size(), scenario.options.cache_capacity);
   if (scenario.death) text += fmt::format(", rank {} dies", scenario.death->rank);
+  if (scenario.hang) text += fmt::format(", rank {} hangs", scenario.hang->rank);
   if (scenario.shutdown) text += fmt::format(", rank {} shuts down", scenario.shutdown->rank);
   if (scenario.fault) text += fmt::format(", a transfer of rank {} fails", scenario.fault->rank);
   if (scenario.has_absent_rank) text += ", an operation that one rank never enqueues";

@@ -78,10 +78,12 @@ struct Scenario {
   std::optional<Incident> death;
   std::optional<Incident> shutdown;
   std::optional<TransferFault> fault;
+  std::optional<Incident>
+      hang;  ///< the rank stops for good, though its connections stay; then `shutdown->rank` gives up
   bool has_absent_rank = false;
   Sabotage sabotage;  ///< never drawn; tests set it
 
-  bool is_undisturbed() const { return !death && !shutdown && !fault && !has_absent_rank; }
+  bool is_undisturbed() const { return !death && !shutdown && !fault && !hang && !has_absent_rank; }
 };
 
 struct ScenarioLimits {

@@ -12,7 +12,7 @@ namespace {
 
 constexpr ScenarioLimits kFewRanks{2, 8, false};
 
-Report run(const Scenario& scenario) { return World(scenario, /*print_trace=*/false).run(); }
+Report run(const Scenario& scenario) { return simulate(scenario, /*print_trace=*/false); }
 
 class Simulator : public ::testing::Test {
  protected:

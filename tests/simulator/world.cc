@@ -373,6 +373,16 @@ void World::die(int rank) {
   network_.kill(rank);
 }
 
+// Nobody learns of it: only a shutdown ends the wait for such a rank, of everybody when it is the coordinator that hangs.
+void World::hang(int rank) {
+  if (rank_of(rank).dead || rank_of(rank).runtime->finished()) return;
+  rank_of(rank).dead = true;
+  for (int other = 0; other < scenario_.ranks; ++other) {
+    if (rank != 0 && other != scenario_.shutdown->rank) continue;
+    schedule_.after(scenario_.shutdown->delay, [this, other] { shut_down(other); });
+  }
+}
+
 void World::shut_down(int rank) {
   Rank& state = rank_of(rank);
   if (state.dead || state.runtime->finished()) return;
@@ -387,7 +397,11 @@ void World::shut_down(int rank) {
 
 Report World::run() {
   if (scenario_.death) plan_incident(*scenario_.death, &World::die, scenario_.death->rank);
-  if (scenario_.shutdown) plan_incident(*scenario_.shutdown, &World::shut_down, scenario_.shutdown->rank);
+  if (scenario_.hang) {
+    plan_incident(*scenario_.hang, &World::hang, scenario_.hang->rank);
+  } else if (scenario_.shutdown) {
+    plan_incident(*scenario_.shutdown, &World::shut_down, scenario_.shutdown->rank);
+  }
   for (int rank = 0; rank < scenario_.ranks; ++rank) {
     schedule_.after(random_.duration(Duration(0), scenario_.longest_think), [this, rank] { continue_program(rank); });
   }
@@ -400,6 +414,7 @@ Report World::run() {
   report.text = checker_.text();
   if (!report.ok()) report.trace = trace_.last_lines();
   report.trace_hash = trace_.hash();
+  report.rounded_sums = ends_.rounded_sums();
   counts_.calls = streams_.calls();
   counts_.fused_calls = streams_.fused_calls();
   counts_.evictions = streams_.evictions();
@@ -547,6 +562,25 @@ void World::check_the_books() {
   if (const std::string left_over = network_.unpaired(); !left_over.empty()) {
     checker_.report(invariant::kTransportContract, left_over);
   }
+}
+
+Report simulate(const Scenario& scenario, bool print_trace) {
+  Report report = World(scenario, print_trace).run();
+  const bool rounds = std::any_of(report.rounded_sums.begin(), report.rounded_sums.end(),
+                                  [](const std::vector<std::byte>& sum) { return !sum.empty(); });
+  if (!report.ok() || !rounds || !scenario.is_undisturbed()) return report;
+  Scenario unfused = scenario;
+  unfused.options.fusion_threshold_bytes = 0;
+  Report again = World(unfused, print_trace).run();
+  if (!again.ok()) return again;
+  for (std::size_t i = 0; i < report.rounded_sums.size(); ++i) {
+    if (report.rounded_sums[i] == again.rounded_sums[i]) continue;
+    report.invariant = invariant::kSameSum;
+    report.text =
+        fmt::format("operation #{} ('{}') has other bits when nothing is fused", i, scenario.operations[i].name);
+    break;
+  }
+  return report;
 }
 
 }  // namespace hvd::simulator

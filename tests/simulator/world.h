@@ -36,6 +36,7 @@ struct Report {
   std::string trace;  ///< the last lines
   std::uint64_t trace_hash = 0;
   Counts counts;
+  std::vector<std::vector<std::byte>> rounded_sums;  // see Ends
 
   bool ok() const { return invariant.empty(); }
 };
@@ -73,7 +74,7 @@ class World {
     std::size_t next = 0;                                         // place of the next operation to enqueue
     bool thinking = false;
     bool stopped_program = false;
-    bool dead = false;
+    bool dead = false;           // or hangs: it does nothing any more
     TimePoint wake_at = kNever;  // the one wake-up that counts
   };
 
@@ -97,6 +98,7 @@ class World {
   // ---- what goes wrong
   void plan_incident(const Incident& incident, void (World::*what)(int), int rank);
   void die(int rank);
+  void hang(int rank);
   void shut_down(int rank);
   // ---- phases
   bool run_events();
@@ -124,5 +126,9 @@ class World {
   std::int64_t faults_injected_ = 0;
   Counts counts_;
 };
+
+/// Runs a scenario; where sums round and nothing goes wrong, a second time with nothing fused: the bits must be the
+/// same.
+Report simulate(const Scenario& scenario, bool print_trace);
 
 }  // namespace hvd::simulator
