@@ -17,7 +17,7 @@ enum class FaultPoint : std::uint8_t { kControlSend, kControlReceive, kSegmentSe
 enum class FaultAction : std::uint8_t {
   kPass,     ///< nothing happens
   kDrop,     ///< the message vanishes; a transfer stays pending until it is cancelled
-  kCorrupt,  ///< one bit of a control message flips
+  kCorrupt,  ///< one bit of a control message flips on its way: its receiver loses the sender
   kFail,     ///< a transfer ends with an error
 };
 

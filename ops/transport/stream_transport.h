@@ -47,7 +47,7 @@ class StreamTransport final : public Transport {
   bool flushed() const override;
 
  protected:
-  void do_post(int peer, std::vector<std::byte> message) override;
+  void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) override;
   void do_start(const TransferRef& transfer) override;
 
  private:

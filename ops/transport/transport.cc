@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "ops/transport/frame.h"
+
 namespace hvd {
 namespace {
 
@@ -14,6 +16,7 @@ void flip_one_bit(std::span<std::byte> message) {
 }  // namespace
 
 void Transport::post(int peer, std::vector<std::byte> message) {
+  const std::uint32_t crc = checksum(message);  // before the fault, which stands for one of the way
   switch (fault_at(FaultPoint::kControlSend, peer)) {
     case FaultAction::kDrop:
     case FaultAction::kFail:
@@ -26,7 +29,7 @@ void Transport::post(int peer, std::vector<std::byte> message) {
   }
   statistics_.control_messages_sent.add(1);
   statistics_.control_bytes_sent.add(static_cast<std::int64_t>(message.size()));
-  do_post(peer, std::move(message));
+  do_post(peer, std::move(message), crc);
 }
 
 void Transport::start(const TransferRef& transfer) {
@@ -46,18 +49,20 @@ void Transport::start(const TransferRef& transfer) {
   do_start(transfer);
 }
 
-void Transport::deliver_control(int peer, std::span<std::byte> message) {
+Status Transport::deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc) {
   switch (fault_at(FaultPoint::kControlReceive, peer)) {
     case FaultAction::kDrop:
     case FaultAction::kFail:
-      return;
+      return {};
     case FaultAction::kCorrupt:
       flip_one_bit(message);
       break;
     case FaultAction::kPass:
       break;
   }
+  if (checksum(message) != crc) return Status::internal("a control message has a wrong checksum");
   events_->on_control(peer, message);
+  return {};
 }
 
 }  // namespace hvd

@@ -127,7 +127,7 @@ SimulatedTransport::SimulatedTransport(SimulatedNetwork& network, int rank)
 
 SimulatedTransport::~SimulatedTransport() { network_.transports_[static_cast<std::size_t>(rank_)] = nullptr; }
 
-void SimulatedTransport::do_post(int peer, std::vector<std::byte> message) {
+void SimulatedTransport::do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) {
   if (gone(peer) || left(peer)) return;
   if (said_goodbye_[static_cast<std::size_t>(peer)]) {
     network_.checker_.report(invariant::kTransportContract,
@@ -138,6 +138,7 @@ void SimulatedTransport::do_post(int peer, std::vector<std::byte> message) {
   Packet packet;
   packet.peer = rank_;
   packet.bytes = std::move(message);
+  packet.crc = crc;
   network_.send_control(rank_, peer, std::move(packet));
 }
 
@@ -322,7 +323,7 @@ void SimulatedTransport::take(Packet& packet) {
       network_.trace_.note(Trace::What::kControl, rank_, packet.peer, packet.bytes.size(), 0);
       network_.trace_.note_bytes(packet.bytes);
       network_.control_observer_(rank_, packet.peer, packet.bytes);
-      deliver_control(packet.peer, packet.bytes);
+      if (!deliver_control(packet.peer, packet.bytes, packet.crc).ok()) lose(packet.peer);
       return;
     case Packet::Kind::kPiece:
       take_piece(packet);

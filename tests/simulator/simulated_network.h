@@ -71,6 +71,7 @@ class SimulatedNetwork {
     TransferKey key;
     std::size_t total = 0;  // piece, credit: bytes of the whole transfer
     std::vector<std::byte> bytes;
+    std::uint32_t crc = 0;  // of a control message
     TransferRef transfer;  // sent: what has ended
   };
   struct LinkTimes {
@@ -122,7 +123,7 @@ class SimulatedTransport final : public Transport {
   bool flushed() const override { return writing_ == 0; }
 
  protected:
-  void do_post(int peer, std::vector<std::byte> message) override;
+  void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) override;
   void do_start(const TransferRef& transfer) override;
 
  private:

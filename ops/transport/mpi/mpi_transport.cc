@@ -32,7 +32,7 @@ MpiTransport::~MpiTransport() {
   endpoint_.close(life_);
 }
 
-void MpiTransport::do_post(int /*peer*/, std::vector<std::byte> /*message*/) {
+void MpiTransport::do_post(int /*peer*/, std::vector<std::byte> /*message*/, std::uint32_t /*crc*/) {
   HVD_CHECK(false && "control messages do not travel over MPI");
 }
 

@@ -45,7 +45,7 @@ class MpiTransport final : public Transport, private MpiEndpoint::Receiver {
 
  protected:
   /// A bug of the caller: control messages must wake their receiver.
-  void do_post(int peer, std::vector<std::byte> message) override;
+  void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) override;
   void do_start(const TransferRef& transfer) override;
 
  private:

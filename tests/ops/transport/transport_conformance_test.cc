@@ -659,7 +659,7 @@ TEST_P(TransportConformance, RanksThatSleepBetweenMessagesMissNone) {
 // ---- faults and counts
 // -----------------------------------------------------------------------------------------------
 
-TEST_P(TransportConformance, TheFaultHookMayDropCorruptOrFailAtEachPoint) {
+TEST_P(TransportConformance, TheFaultHookMayDropOrFailAtEachPoint) {
   struct Hook final : FaultHook {
     FaultAction at(FaultPoint asked, int asked_peer) override {
       peer = asked_peer;
@@ -686,13 +686,6 @@ TEST_P(TransportConformance, TheFaultHookMayDropCorruptOrFailAtEachPoint) {
     ASSERT_TRUE(ends.drive_until([&] { return !to.control.empty(); }));
     EXPECT_EQ(to.control[0].second, bytes_of("next"));
     to.control.clear();
-    strike(point, FaultAction::kCorrupt);
-    ends[from].transport->post(1 - from, bytes_of("corrupt"));
-    ASSERT_TRUE(ends.drive_until([&] { return !to.control.empty(); }));
-    const Bytes& got = to.control[0].second;
-    ASSERT_EQ(got.size(), 7u);
-    EXPECT_NE(got, bytes_of("corrupt"));
-    to.control.clear();
     EXPECT_EQ(hook.peer, 1);
   }
   // Transfers.
@@ -715,6 +708,29 @@ TEST_P(TransportConformance, TheFaultHookMayDropCorruptOrFailAtEachPoint) {
     EXPECT_EQ(dropped->status().text(), "given up");
   }
   EXPECT_TRUE(ends[0].lost.empty() && ends[1].lost.empty());
+}
+
+TEST_P(TransportConformance, ACorruptedControlMessageIsNotDeliveredAndItsSenderIsLost) {
+  for (const FaultPoint corrupted : {FaultPoint::kControlSend, FaultPoint::kControlReceive}) {
+    struct Hook final : FaultHook {
+      FaultAction at(FaultPoint asked, int /*peer*/) override {
+        return asked == point ? FaultAction::kCorrupt : FaultAction::kPass;
+      }
+      FaultPoint point = FaultPoint::kControlSend;
+    } hook;
+    hook.point = corrupted;
+    Ends ends(2);
+    connect(ends);
+    const int sender = corrupted == FaultPoint::kControlSend ? 0 : 1;
+    End& receiver = ends[1 - sender];
+    ends[0].transport->set_fault_hook(&hook);
+    ends[sender].transport->post(receiver.rank, bytes_of("corrupt"));
+    ASSERT_TRUE(ends.drive_until([&] { return !receiver.lost.empty(); }));
+    EXPECT_EQ(receiver.lost[0].first, sender);
+    EXPECT_NE(receiver.lost[0].second.text().find("a control message has a wrong checksum"), std::string::npos)
+        << receiver.lost[0].second.text();
+    EXPECT_TRUE(receiver.control.empty());
+  }
 }
 
 TEST_P(TransportConformance, CountsWhatItSendsAndKnowsWhenAllIsOut) {
