@@ -307,6 +307,10 @@ Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
     in.discard = true;
     return {};
   }
+  if (peer.abandoned.erase(key) > 0) {
+    in.discard = true;
+    return {};
+  }
   if (in.header.kind == FrameKind::kEager) {
     if (in.header.bytes > settings_.eager_limit_bytes) {
       return Status::internal(
@@ -314,9 +318,7 @@ Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
     }
     return {};
   }
-  if (peer.abandoned.erase(key) == 0) return Status::internal("it sent a payload that was not asked for");
-  in.discard = true;
-  return {};
+  return Status::internal("it sent a payload that was not asked for");
 }
 
 void StreamTransport::take_payload(Peer& peer, std::span<const std::byte> piece) {
@@ -438,9 +440,7 @@ void StreamTransport::cancel(const TransferRef& transfer, const Status& status) 
   if (transfer->done()) return;
   Peer& peer = peer_of(transfer->peer);
   if (transfer->direction == Transfer::Direction::kReceive) {
-    if (peer.receives.erase(transfer->key) > 0 && transfer->bytes > settings_.eager_limit_bytes) {
-      peer.abandoned[transfer->key] = transfer->bytes;
-    }
+    if (peer.receives.erase(transfer->key) > 0) peer.abandoned.insert(transfer->key);
   } else {
     peer.sends_without_credit.erase(transfer->key);
     std::erase_if(peer.data_out, [&](const Outgoing& out) { return out.transfer == transfer; });

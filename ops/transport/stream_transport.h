@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -81,7 +82,7 @@ class StreamTransport final : public Transport {
     std::map<TransferKey, std::vector<std::byte>> unexpected;
     std::map<TransferKey, TransferRef> sends_without_credit;
     std::map<TransferKey, std::uint64_t> credits_without_send;
-    std::map<TransferKey, std::uint64_t> abandoned;  // credited receives that were cancelled
+    std::set<TransferKey> abandoned;  // receives that were cancelled; what still comes for them is dropped
     Incoming in;
     bool said_goodbye = false;
     bool left = false;

@@ -277,6 +277,20 @@ TEST_F(StreamTransportTest, AReceiveThatIsCancelledHalfWayInLeavesItsMemoryAlone
   EXPECT_TRUE(end_.lost.empty());
 }
 
+TEST_F(StreamTransportTest, WhatComesForACancelledReceiveIsNotKept) {
+  for (const std::size_t size : {std::size_t{10}, kEager}) {
+    const TransferKey key{0, 9, static_cast<std::uint32_t>(size)};
+    Bytes place(size);
+    end_.transport->cancel(end_.receive(1, key, place), Status::internal("the call failed"));
+    peer_sends(data_frame(FrameKind::kEager, key, pattern(size, 1)));
+    let_all_arrive();
+    const TransferRef again = end_.receive(1, key, place);
+    EXPECT_FALSE(again->done()) << "the message was kept";
+    end_.transport->cancel(again, Status::internal("the end"));
+  }
+  EXPECT_TRUE(end_.lost.empty());
+}
+
 TEST_F(StreamTransportTest, ALinkThatTakesAByteAtATimeGetsTheSameBytes) {
   const Bytes message = pattern(50, 1);
   const Bytes small = pattern(100, 2);
