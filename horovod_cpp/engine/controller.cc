@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
 #include <utility>
 
 namespace hvd {
@@ -67,7 +69,7 @@ void Controller::follow(ResponsesMessage message, TimePoint now) {
     for (ResponseEntry& entry : response.entries) {
       if (!complete_entry(response, entry, message.as_cache_id[place++])) known = false;
     }
-    if (!known) {  // only a coordinator that breaks the rules sends an id that it never announced
+    if (!known || !can_apply(response)) {  // only a coordinator that breaks the rules sends such a thing
       lose_peer(coordinator_rank(),
                 fmt::format("rank {} (coordinator) sent a response that cannot be understood", coordinator_rank()));
       return;
@@ -113,6 +115,20 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     cache_.remember({entry.cache_id, std::move(agreed), entry});
   }
   return true;
+}
+
+// Whether the response names something, and a new process set has an id of its own and ranks of this job.
+bool Controller::can_apply(const Response& response) const {
+  if (response.kind != Response::Kind::kExecute) return true;
+  if (response.entries.empty()) return false;
+  if (response.op != OpKind::kProcessSetAdd) return true;
+  const Shape& ranks = response.entries.front().shape;
+  const auto exists = [&](std::int64_t rank) {
+    return rank == static_cast<int>(rank) && sets_.everyone()->contains(static_cast<int>(rank));
+  };
+  const bool ascending = std::adjacent_find(ranks.begin(), ranks.end(), std::greater_equal<>()) == ranks.end();
+  return !ranks.empty() && ascending && std::all_of(ranks.begin(), ranks.end(), exists) &&
+         sets_.find(response.new_process_set) == nullptr;
 }
 
 void Controller::apply(const Response& response) {

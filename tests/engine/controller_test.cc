@@ -597,6 +597,27 @@ TEST(Controller, APeerThatSendsNonsenseIsLost) {
   EXPECT_TRUE(planes[1].responses.empty());
 }
 
+TEST(Controller, ANewProcessSetThatCannotBeEndsTheTrustInItsSender) {
+  for (const Shape& ranks : {Shape{}, Shape{0, 9}, Shape{-1, 1}, Shape{1, 0}, Shape{1, 1}, Shape{1, 1ll << 40}}) {
+    Planes planes(3);
+    ResponsesMessage added;
+    added.responses.resize(1);
+    added.responses[0].op = OpKind::kProcessSetAdd;
+    added.responses[0].new_process_set = 1;
+    added.responses[0].entries.push_back({"add", ranks, {}, 0});
+    added.as_cache_id = {false};
+    planes.event(1, MessageArrived{0, encode(added)});
+    ASSERT_EQ(planes[1].failed_sets.size(), 1u) << shape_text(ranks);
+    EXPECT_NE(planes[1].failed_sets[0].reason.text().find("cannot be understood"), std::string::npos);
+    EXPECT_EQ(planes[1].sets.find(1), nullptr);
+  }
+  Planes planes(3);
+  ResponsesMessage empty;
+  empty.responses.resize(1);
+  planes.event(1, MessageArrived{0, encode(empty)});
+  ASSERT_EQ(planes[1].failed_sets.size(), 1u);
+}
+
 TEST(Controller, ALossOfARankThatDoesNotExistOrOfOneselfIsNoLoss) {
   Planes planes(3);
   for (const int rank : {-1, 3, 1000, 1}) {
