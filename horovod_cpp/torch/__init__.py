@@ -53,8 +53,10 @@ from horovod_cpp.torch.collectives import (
     synchronize,
 )
 from horovod_cpp.torch.compression import Compression
-from horovod_cpp.torch.functions import broadcast_parameters
+from horovod_cpp.torch.functions import broadcast_optimizer_state, broadcast_parameters
+from horovod_cpp.torch.objects import allgather_object, broadcast_object
 from horovod_cpp.torch.optimizer import DistributedOptimizer
+from horovod_cpp.torch.sparse import sparse_allreduce_async
 
 __all__ = [
     "Adasum",
@@ -70,6 +72,7 @@ __all__ = [
     "add_process_set",
     "allgather",
     "allgather_async",
+    "allgather_object",
     "allreduce",
     "allreduce_",
     "allreduce_async",
@@ -79,6 +82,8 @@ __all__ = [
     "broadcast_",
     "broadcast_async",
     "broadcast_async_",
+    "broadcast_object",
+    "broadcast_optimizer_state",
     "broadcast_parameters",
     "ccl_built",
     "cross_rank",
@@ -104,6 +109,7 @@ __all__ = [
     "rocm_built",
     "shutdown",
     "size",
+    "sparse_allreduce_async",
     "statistics",
     "synchronize",
 ]

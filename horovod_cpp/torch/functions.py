@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from horovod_cpp.common import basics
 from horovod_cpp.torch.collectives import broadcast_async_, synchronize
+from horovod_cpp.torch.objects import broadcast_object
 
 
 def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: int) -> None:
@@ -33,3 +35,77 @@ def _named_tensors(params: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str 
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"broadcast_parameters takes tensors; '{name}' is a {type(tensor).__name__}")
     return entries
+
+
+class _TensorPlace(NamedTuple):
+    """Stands for a tensor in a structure that travels without its tensors."""
+
+    number: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer, root_rank: int, model: torch.nn.Module | None = None
+) -> None:
+    """Overwrite state and options of the optimizers of all ranks with the root's. Blocks.
+
+    Values keep their types: tensors stay tensors, numbers numbers. No step is made to create state that is missing.
+
+    Args:
+        optimizer: of the same parameters, in the same groups, on all ranks.
+        root_rank: global rank of the root.
+        model: not needed; accepted as Horovod does.
+    Raises: ValueError for torch.optim.LBFGS, and where the optimizers do not fit; HorovodInternalError if a rank is
+        lost.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("cannot broadcast torch.optim.LBFGS state")
+    is_root = basics.rank() == root_rank
+    tensors: list[torch.Tensor] = []
+    structure = _without_tensors(optimizer.state_dict(), tensors) if is_root else None
+    structure = broadcast_object(structure, root_rank, name="broadcast_optimizer_state")
+    if not is_root:
+        _make_tensors(structure, tensors)
+    handles = []
+    for index, tensor in enumerate(tensors):
+        # Bytes travel, so that every data type does.
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        handles.append((tensor, flat, broadcast_async_(flat, root_rank, f"broadcast_optimizer_state.{index}")))
+    for _, _, handle in handles:
+        synchronize(handle)
+    if not is_root:
+        optimizer.load_state_dict(_with_tensors(structure, tensors))
+
+
+def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return _TensorPlace(len(tensors) - 1, value.dtype, value.shape)
+    if isinstance(value, dict):
+        return {key: _without_tensors(item, tensors) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_tensors(item, tensors) for item in value)
+    return value
+
+
+def _make_tensors(value: Any, tensors: list[torch.Tensor]) -> None:
+    if isinstance(value, _TensorPlace):
+        assert value.number == len(tensors)
+        tensors.append(torch.empty(value.shape, dtype=value.dtype))
+    elif isinstance(value, dict):
+        for item in value.values():
+            _make_tensors(item, tensors)
+    elif type(value) in (list, tuple):
+        for item in value:
+            _make_tensors(item, tensors)
+
+
+def _with_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
+    if isinstance(value, _TensorPlace):
+        return tensors[value.number]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_with_tensors(item, tensors) for item in value)
+    return value

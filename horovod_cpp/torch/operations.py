@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -35,6 +36,13 @@ _DTYPES = {
 _OPERATION_NAMES = {_core.ALLREDUCE: "allreduce", _core.ALLGATHER: "allgather", _core.BROADCAST: "broadcast"}
 
 
+class HasParts(Protocol):
+    """One or several operations in flight."""
+
+    def parts(self) -> tuple[Pending, ...]:
+        """The operations that make it up."""
+
+
 class Pending:
     """An operation in flight. `wait` may be called once it is needed, from any thread, one at a time."""
 
@@ -44,6 +52,10 @@ class Pending:
         self._handle = handle
         self._output = output  # None: the library makes the output
         self._copy_to = copy_to
+
+    def parts(self) -> tuple[Pending, ...]:
+        """The operations that make it up."""
+        return (self,)
 
     def done(self) -> bool:
         """Whether `wait` would return at once."""
@@ -63,9 +75,9 @@ class Pending:
             return self._copy_to.copy_(self._output)
 
 
-def wait_all(pending: Iterable[Pending]) -> None:
+def wait_all(pending: Iterable[HasParts]) -> None:
     """Block until all are done, be it well or with an error; then `wait` returns at once."""
-    _core.wait_all([one._handle for one in pending])
+    _core.wait_all([part._handle for one in pending for part in one.parts()])
 
 
 def start_allreduce(

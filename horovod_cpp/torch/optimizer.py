@@ -21,18 +21,20 @@ from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
 from horovod_cpp.torch.operations import Pending
+from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 
 
 class _Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
-    __slots__ = ("context", "hook", "name", "parameter", "passes_left", "pending", "reduced")
+    __slots__ = ("context", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
 
     def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
         self.parameter = parameter
         self.name = name
         self.passes_left = passes
-        self.pending: Pending | None = None
+        self.pending: Pending | PendingSparse | None = None
+        self.sparse_dim = 0  # of the last gradient that was sparse
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.context: Any = None  # what the compressor wants back
         self.hook: torch.utils.hooks.RemovableHandle | None = None
@@ -47,9 +49,11 @@ class _Reduction:
         backward_passes_per_step: int,
         op: int,
         gradient_predivide_factor: float,
+        sparse_as_dense: bool,
         process_set: ProcessSet,
         site: CallSite,
     ) -> None:
+        self.sparse_as_dense = sparse_as_dense
         self.compression = compression
         self.passes = backward_passes_per_step
         self.op = op
@@ -92,16 +96,21 @@ class _Reduction:
         """Hand over what backward has not: the gradient as it is, zeros where there is none."""
         parameter = gradient.parameter
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            # The others have a sparse gradient again, presumably.
+            parameter.grad = (
+                _sparse_zeros(parameter, gradient.sparse_dim) if gradient.sparse_dim else torch.zeros_like(parameter)
+            )
         self.start(gradient, parameter.grad)
 
     def start(self, gradient: _Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
-        if grad.layout is not torch.strided:
-            raise NotImplementedError(
-                f"parameter '{gradient.name}' has a sparse gradient; sparse_as_dense is not implemented yet"
-            )
         gradient.passes_left = 0
+        if grad.layout is not torch.strided:
+            if not self.sparse_as_dense:
+                gradient.sparse_dim = grad.sparse_dim()
+                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
+                return
+            grad = gradient.parameter.grad = grad.to_dense()
         gradient.reduced = grad
         compressed, gradient.context = self.compression.compress(grad)
         gradient.pending = operations.start_allreduce(
@@ -112,7 +121,12 @@ class _Reduction:
     def finish(self, gradient: _Gradient) -> None:
         """Wait for the reduced gradient and put it in its place."""
         pending, target = gradient.pending, gradient.reduced
-        assert pending is not None and target is not None
+        assert pending is not None
+        if isinstance(pending, PendingSparse):
+            gradient.parameter.grad = pending.wait()
+            self.reset_one(gradient)
+            return
+        assert target is not None
         output = self.compression.decompress(pending.wait(), gradient.context)
         if output is not target:
             with torch.no_grad():
@@ -140,6 +154,12 @@ class _Reduction:
         operations.wait_all(gradient.pending for gradient in self.gradients.values() if gradient.pending)
         for gradient in self.gradients.values():
             self.finish(gradient)
+
+
+def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
+    indices = torch.empty(sparse_dim, 0, dtype=torch.int64)
+    values = torch.empty(0, *parameter.shape[sparse_dim:], dtype=parameter.dtype)
+    return torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=True)
 
 
 def _hook(reduction: weakref.ref[_Reduction], gradient: _Gradient) -> Callable[[torch.Tensor], None]:
@@ -282,17 +302,19 @@ def DistributedOptimizer(
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
         op: Average, Sum, Min, Max or Product.
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
-        num_groups, groups, sparse_as_dense: not implemented yet.
+        num_groups, groups: not implemented yet.
+        sparse_as_dense: make sparse gradients dense before they are reduced; otherwise their entries are gathered,
+            whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
         process_set: the ranks that reduce; a rank outside steps with its own gradients.
     Raises: ValueError for bad arguments or before `init`; NotImplementedError for what is not implemented yet.
     """
-    _refuse_unimplemented(num_groups, groups, sparse_as_dense, op)
+    _refuse_unimplemented(num_groups, groups, op)
     _require_positive(backward_passes_per_step)
     if gradient_predivide_factor != 1.0 and op != Average:
         raise ValueError("gradient_predivide_factor not supported with op != Average")
     names = _parameter_names(optimizer, named_parameters)
     reduction = _Reduction(
-        compression, backward_passes_per_step, op, gradient_predivide_factor, process_set, call_site()
+        compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
     if isinstance(optimizer, _DistributedOptimizer):
         optimizer._reduction.remove_hooks()
@@ -311,8 +333,8 @@ def DistributedOptimizer(
     return optimizer
 
 
-def _refuse_unimplemented(num_groups: int, groups: Any, sparse_as_dense: bool, op: int) -> None:
-    wanted = {"num_groups": num_groups != 0, "groups": groups is not None, "sparse_as_dense": sparse_as_dense}
+def _refuse_unimplemented(num_groups: int, groups: Any, op: int) -> None:
+    wanted = {"num_groups": num_groups != 0, "groups": groups is not None}
     for option, is_wanted in wanted.items():
         if is_wanted:
             raise NotImplementedError(f"DistributedOptimizer: the option {option} is not implemented yet")

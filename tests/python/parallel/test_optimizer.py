@@ -417,7 +417,6 @@ BAD_ARGUMENTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no tuples": (ValueError, "sequence of tuples", {"named_parameters": [torch.ones(1)]}),
     "groups": (NotImplementedError, "groups", {"groups": []}),
     "num_groups": (NotImplementedError, "num_groups", {"num_groups": 2}),
-    "sparse_as_dense": (NotImplementedError, "sparse_as_dense", {"sparse_as_dense": True}),
     "adasum": (NotImplementedError, "Adasum", {"op": hvd.Adasum}),
 }  # fmt: skip
 

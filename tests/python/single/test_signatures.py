@@ -32,6 +32,10 @@ SIGNATURES: dict[str, list[tuple[str, object]]] = {
     "poll": [("handle", REQUIRED)],
     "synchronize": [("handle", REQUIRED)],
     "broadcast_parameters": [("params", REQUIRED), ("root_rank", REQUIRED)],
+    "broadcast_optimizer_state": [("optimizer", REQUIRED), ("root_rank", REQUIRED), ("model", None)],
+    "broadcast_object": [("obj", REQUIRED), ("root_rank", 0), ("name", None), ("process_set", GLOBAL)],
+    "allgather_object": [("obj", REQUIRED), ("name", None), ("process_set", GLOBAL)],
+    "sparse_allreduce_async": [("tensor", REQUIRED), ("name", REQUIRED), ("op", REQUIRED), ("process_set", GLOBAL)],
     "DistributedOptimizer": [
         ("optimizer", REQUIRED), ("named_parameters", None), ("compression", NONE), ("backward_passes_per_step", 1),
         ("op", hvd.Average), ("gradient_predivide_factor", 1.0), ("num_groups", 0), ("groups", None),

@@ -1,0 +1,120 @@
+"""Sparse tensors and sparse gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import horovod_cpp.torch as hvd
+
+
+def entries(rank: int, dtype: torch.dtype, width: int | None) -> torch.Tensor:
+    """A tensor of 20 rows of which this rank has some, one of them twice."""
+    generator = torch.Generator().manual_seed(rank)
+    count = 3 * rank  # rank 0 has none
+    rows = torch.randint(0, 20, (count,), generator=generator)
+    rows = torch.cat([rows, rows[:1]])
+    values = torch.randint(-9, 10, (len(rows),) if width is None else (len(rows), width), generator=generator).to(dtype)
+    shape = (20,) if width is None else (20, width)
+    return torch.sparse_coo_tensor(rows.unsqueeze(0), values, shape, check_invariants=True)
+
+
+@pytest.mark.parametrize("op", ["average", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64], ids=str)
+@pytest.mark.parametrize("width", [None, 5])
+def test_a_sparse_sum_is_the_sum_of_the_dense_tensors(width: int | None, dtype: torch.dtype, op: str) -> None:
+    mine = entries(hvd.rank(), dtype, width)
+    finish = hvd.sparse_allreduce_async(mine, f"sparse.{width}.{dtype}.{op}", getattr(hvd, op.capitalize()))
+    got = finish()
+    total = sum((entries(rank, torch.float64, width).to_dense() for rank in range(hvd.size())), torch.zeros(()))
+    if op == "sum":
+        assert torch.equal(got.to_dense(), total.to(dtype))
+    elif dtype.is_floating_point:
+        assert torch.allclose(got.to_dense(), (total / hvd.size()).to(dtype))
+    assert got.layout is torch.sparse_coo and got.dtype == dtype and got.shape == mine.shape
+
+
+def test_what_is_not_sparse_or_cannot_be_added_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sparse allreduce 'd' takes COO tensors"):
+        hvd.sparse_allreduce_async(torch.ones(3), "d", hvd.Sum)
+    with pytest.raises(ValueError, match="op must be Average or Sum"):
+        hvd.sparse_allreduce_async(torch.ones(3).to_sparse(), "d", hvd.Max)
+
+
+def test_widths_that_differ_are_an_error_on_every_rank() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank cannot disagree")
+    finish = hvd.sparse_allreduce_async(entries(1, torch.float32, 2 + (hvd.rank() == 0)), "widths", hvd.Sum)
+    with pytest.raises(hvd.HorovodInternalError, match=r"widths\.values"):
+        finish()
+    assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+class Embedder(torch.nn.Module):
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.embedding = torch.nn.EmbeddingBag(30, 4, mode="sum", sparse=sparse, dtype=torch.float64)
+        self.rare = torch.nn.EmbeddingBag(10, 4, mode="sum", sparse=sparse, dtype=torch.float64)
+        self.linear = torch.nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, words: torch.Tensor, use_rare: bool) -> torch.Tensor:
+        hidden = self.embedding(words)
+        return self.linear(hidden + self.rare(words % 10) if use_rare else hidden)
+
+
+@pytest.mark.parametrize("sparse_as_dense", [False, True])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_embeddings_train_as_on_one_rank(sparse_as_dense: bool, passes: int) -> None:
+    alone, together = Embedder(sparse=False), Embedder(sparse=True)
+    plain = torch.optim.SGD(alone.parameters(), lr=0.1)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(together.parameters(), lr=0.1),
+        together.named_parameters(),
+        backward_passes_per_step=passes,
+        sparse_as_dense=sparse_as_dense,
+    )
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        plain.zero_grad()
+        optimizer.zero_grad()
+        for _ in range(passes):
+            words = torch.randint(0, 30, (4 * hvd.size(), 6), generator=generator)
+            # In some steps one rank has no gradient of the second embedding.
+            used = [step % 2 == 0 or rank > 0 or hvd.size() == 1 for rank in range(hvd.size())]
+            for rank, part in enumerate(words.chunk(hvd.size())):
+                (alone(part, used[rank]).square().mean() / hvd.size()).backward()
+            together(words.chunk(hvd.size())[hvd.rank()], used[hvd.rank()]).square().mean().backward()
+        plain.step()
+        optimizer.step()
+    for (name, expected), (_, got) in zip(alone.named_parameters(), together.named_parameters(), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9), name
+
+
+def test_sparse_adam() -> None:
+    together = Embedder(sparse=True)
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.SparseAdam
+    optimizer = hvd.DistributedOptimizer(
+        make([together.embedding.weight], lr=0.01), [("embedding.weight", together.embedding.weight)]
+    )
+    for step in range(3):
+        words = torch.randint(0, 30, (4, 6), generator=torch.Generator().manual_seed(10 * step + hvd.rank()))
+        together(words, False).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for other in hvd.allgather_object(together.embedding.weight.detach()):
+        assert torch.equal(other, together.embedding.weight)
+
+
+def test_a_sparse_gradient_has_no_maximum() -> None:
+    if hvd.size() == 1:
+        pytest.skip("nothing is reduced")
+    together = Embedder(sparse=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([together.embedding.weight], lr=0.1), [("max.weight", together.embedding.weight)], op=hvd.Max
+    )
+    with pytest.raises(ValueError, match=r"'max\.weight': op must be Average or Sum"):
+        together(torch.zeros(2, 3, dtype=torch.int64), False).sum().backward()
+    del optimizer  # with it, the hooks
