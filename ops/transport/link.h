@@ -30,6 +30,8 @@ class Link {
   virtual bool has_news() = 0;
   /// Why the peer is gone, once everything that it sent was read; a success while it is there.
   virtual Status failure() = 0;
+  /// Gives the stream up: the peer sees that it has ended. Not to be used afterwards.
+  virtual void close() = 0;
 };
 
 /// How a rank whose links are all silent is woken.

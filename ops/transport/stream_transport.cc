@@ -408,6 +408,7 @@ Status StreamTransport::lost_status(const Peer& peer, const Status& cause) const
 
 void StreamTransport::lose(Peer& peer, const Status& cause) {
   peer.lost = lost_status(peer, cause);
+  peer.link->close();  // a peer that lives must not wait for what this rank sends no more
   end_transfers(peer, peer.lost);
   if (!peer.left) events().on_peer_lost(peer.rank, peer.lost);
 }

@@ -32,6 +32,7 @@ struct InprocNetwork::Ring {
   ByteRingControl control;
   std::byte* memory;  // not touched before it is used
   std::size_t size;
+  std::atomic<bool> closed{false};  // by its writer
 };
 
 class InprocLink final : public Link {
@@ -58,14 +59,20 @@ class InprocLink final : public Link {
     if (std::exchange(must_ring_, false) && peer_->sleeping.load()) peer_->wake();
   }
   bool has_news() override {
-    return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_->gone.load();
+    return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_has_ended();
   }
   Status failure() override {
-    if (!peer_->gone.load() || !reader_.peek().empty()) return {};
-    return Status::internal("its process has gone");
+    if (!peer_has_ended() || !reader_.peek().empty()) return {};
+    return Status::internal(peer_->gone.load() ? "its process has gone" : "it has closed the connection");
+  }
+  void close() override {
+    out_->closed.store(true);
+    peer_->wake();
   }
 
  private:
+  bool peer_has_ended() const { return peer_->gone.load() || in_->closed.load(); }
+
   std::shared_ptr<InprocNetwork::Rank> peer_;
   std::shared_ptr<InprocNetwork::Ring> out_;
   std::shared_ptr<InprocNetwork::Ring> in_;

@@ -1,6 +1,7 @@
 #include "ops/transport/shm/shm_link.h"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -74,5 +75,7 @@ Status ShmLink::failure() {
   if (peer_.ended) return Status::internal(fmt::format("{} has ended", process_text(peer_)));
   return Status::internal(fmt::format("{} is ending or has closed the connection", process_text(peer_)));
 }
+
+void ShmLink::close() { ::shutdown(peer_.socket.get(), SHUT_RDWR); }
 
 }  // namespace hvd

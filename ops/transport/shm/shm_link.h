@@ -19,6 +19,7 @@ class ShmLink final : public Link {
   void ring() override;
   bool has_news() override;
   Status failure() override;
+  void close() override;
 
  private:
   ShmLink(const ShmPeer& peer, ByteRingControl& out, std::span<std::byte> out_ring, ByteRingControl& in,

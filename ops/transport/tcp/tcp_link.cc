@@ -153,4 +153,6 @@ Status TcpLink::failure() {
   return Status::internal(fmt::format("the connection to {} broke: {}", address_, std::strerror(end_error_)));
 }
 
+void TcpLink::close() { ::shutdown(socket_.get(), SHUT_RDWR); }
+
 }  // namespace hvd

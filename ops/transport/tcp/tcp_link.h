@@ -45,6 +45,7 @@ class TcpLink final : public Link {
   void ring() override {}
   bool has_news() override { return begin_ != end_ || readable_ || ended_; }
   Status failure() override;
+  void close() override;
 
  private:
   friend class TcpWakeup;

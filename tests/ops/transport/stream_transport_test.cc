@@ -25,6 +25,7 @@ struct Wire {
   Status failure;
   int rings = 0;
   bool reads_in_place = false;
+  bool closed = false;  // by this rank
 };
 
 class ScriptedLink final : public Link {
@@ -54,6 +55,7 @@ class ScriptedLink final : public Link {
   void ring() override { ++wire_.rings; }
   bool has_news() override { return wire_.arrived > wire_.consumed || !wire_.failure.ok(); }
   Status failure() override { return wire_.arrived > wire_.consumed ? Status() : wire_.failure; }
+  void close() override { wire_.closed = true; }
 
  private:
   Wire& wire_;
@@ -132,6 +134,7 @@ class StreamTransportTest : public ::testing::Test {
     let_arrive(1000);
     EXPECT_EQ(wire_.consumed, consumed) << "it was read on";
     EXPECT_EQ(end_.lost.size(), 1u);
+    EXPECT_TRUE(wire_.closed) << "the peer is not told";
     EXPECT_TRUE(end_.transport->flushed());
   }
 

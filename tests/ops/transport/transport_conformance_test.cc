@@ -730,6 +730,9 @@ TEST_P(TransportConformance, ACorruptedControlMessageIsNotDeliveredAndItsSenderI
     EXPECT_NE(receiver.lost[0].second.text().find("a control message has a wrong checksum"), std::string::npos)
         << receiver.lost[0].second.text();
     EXPECT_TRUE(receiver.control.empty());
+    // The sender lives, and is told.
+    ASSERT_TRUE(ends.drive_until([&] { return !ends[sender].lost.empty(); }));
+    EXPECT_EQ(ends[sender].lost[0].first, receiver.rank);
   }
 }
 

@@ -137,6 +137,31 @@ def test_a_stopped_rank_is_waited_for(start, transport: str) -> None:
         assert "done" in output, output
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("point", ["control_send", "control_receive"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_corrupted_message_ends_the_job_on_every_rank(start, victim: int, point: str, transport: str) -> None:
+    """All three processes live, and none may wait for one that has lost trust in another."""
+    job = start(
+        3,
+        """
+        hvd.init()
+        try:
+            for i in range(200):
+                hvd.allreduce(torch.ones(3), name=f"n{i}")
+            say("no error")
+        except hvd.HorovodInternalError as error:
+            say("error:", str(error).replace("\\n", " "))
+        """,
+        HOROVOD_TRANSPORT=transport,
+        HOROVOD_FAULT=f"corrupt@{point}#9:rank={victim}",
+    )
+    outputs = job.finish([0, 1, 2])
+    for rank, output in outputs.items():
+        assert re.search(r"error: .*rank [01] is lost", output), f"rank {rank}: {output}"
+    assert any("a control message has a wrong checksum" in output for output in outputs.values())
+
+
 def test_an_exit_without_shutdown_names_the_rank(start) -> None:
     job = start(
         3,
