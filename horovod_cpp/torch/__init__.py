@@ -57,6 +57,7 @@ from horovod_cpp.torch.functions import broadcast_optimizer_state, broadcast_par
 from horovod_cpp.torch.objects import allgather_object, broadcast_object
 from horovod_cpp.torch.optimizer import DistributedOptimizer
 from horovod_cpp.torch.sparse import sparse_allreduce_async
+from horovod_cpp.torch.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "Adasum",
@@ -69,6 +70,7 @@ __all__ = [
     "ProcessSet",
     "Product",
     "Sum",
+    "SyncBatchNorm",
     "add_process_set",
     "allgather",
     "allgather_async",

@@ -41,6 +41,10 @@ SIGNATURES: dict[str, list[tuple[str, object]]] = {
         ("op", hvd.Average), ("gradient_predivide_factor", 1.0), ("num_groups", 0), ("groups", None),
         ("sparse_as_dense", False), ("process_set", GLOBAL),
     ],
+    "SyncBatchNorm": [
+        ("num_features", REQUIRED), ("eps", 1e-5), ("momentum", 0.1), ("affine", True), ("track_running_stats", True),
+        ("process_set", GLOBAL),
+    ],
     "ProcessSet": [("ranks_or_comm", REQUIRED)],
     "add_process_set": [("process_set", REQUIRED)],
     "remove_process_set": [("process_set", REQUIRED)],

@@ -1,0 +1,151 @@
+"""Batch normalisation over the batches of all ranks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.torch.collectives import Sum, allgather, allreduce
+
+_numbers = itertools.count()  # ranks build their layers in the same order
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Normalises with mean and variance of the batches of all ranks while it trains; in evaluation as `BatchNorm` does.
+
+    Input of shape (N, C, ...); N may differ between ranks, and be 0. One packed collective in forward and one in
+    backward; both block. The statistics are put together by the update of Chan, Golub and LeVeque ("Algorithms for
+    Computing the Sample Variance", 1983), in double precision. Gradients of weight and bias are those of this rank's
+    batch; `DistributedOptimizer` reduces them.
+
+    Args:
+        num_features: C.
+        eps, momentum, affine, track_running_stats: as in torch.nn.BatchNorm1d.
+        process_set: the ranks whose batches count as one.
+    Raises (forward): ValueError for input of less than two dimensions, and, on all ranks, for a batch that has one
+        value a channel in all; HorovodInternalError if ranks disagree or one is lost.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_set: ProcessSet = global_process_set,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.process_set = process_set
+        self._name = f"sync_batch_norm.{next(_numbers)}"
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise `input`; its shape and dtype stay."""
+        self._check_input_dim(input)
+        if not (self.training or self.running_mean is None):
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        output, mean, variance, count = _Normalize.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.eps, self._name, self.process_set
+        )
+        if self.training and self.running_mean is not None:
+            self._update(mean, variance * (count / (count - 1)))
+        return output  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _update(self, mean: torch.Tensor, unbiased_variance: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), factor)
+
+
+class _Normalize(torch.autograd.Function):
+    """Output, and mean, variance (of all values) and number of values a channel, over all ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        name: str,
+        process_set: ProcessSet,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        mean, variance, count = _statistics(_wide(input), name, process_set)
+        if count < 2:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)} on this "
+                f"rank and {count:.0f} values a channel on all"
+            )
+        scale = torch.rsqrt(variance + eps)
+        output = (_wide(input) - _channels(mean, input)) * _channels(scale, input)
+        if weight is not None and bias is not None:
+            output = output * _channels(weight, input) + _channels(bias, input)
+        ctx.save_for_backward(input, weight, mean, scale)
+        ctx.options = (count, name, process_set)
+        ctx.mark_non_differentiable(mean, variance)
+        return output.to(input.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        input, weight, mean, scale = ctx.saved_tensors
+        count, name, process_set = ctx.options
+        gradient = _wide(grads[0])
+        normalized = (_wide(input) - _channels(mean, input)) * _channels(scale, input)
+        dims = _all_but_channels(input)
+        sums = torch.cat([gradient.sum(dims), (gradient * normalized).sum(dims)]).double()
+        bias_gradient, weight_gradient = sums.chunk(2)
+        input_gradient = None
+        if ctx.needs_input_grad[0]:
+            total = allreduce(sums, op=Sum, name=f"{name}.backward", process_set=process_set) / count
+            along_bias, along_weight = (_channels(part, input) for part in total.chunk(2))
+            input_gradient = (gradient - along_bias - normalized * along_weight) * _channels(scale, input)
+            if weight is not None:
+                input_gradient = input_gradient * _channels(weight, input)
+            input_gradient = input_gradient.to(input.dtype)
+        if weight is None:
+            return input_gradient, None, None, None, None, None
+        return input_gradient, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None, None, None
+
+
+def _statistics(values: torch.Tensor, name: str, process_set: ProcessSet) -> tuple[torch.Tensor, torch.Tensor, float]:
+    dims = _all_but_channels(values)
+    channels = values.shape[1]
+    count = values.numel() // channels if channels > 0 else 0
+    mean = values.sum(dims).double() / max(count, 1)
+    squares = (values - _channels(mean, values)).square().sum(dims).double()
+    packed = torch.cat([mean, squares, mean.new_tensor([count])]).unsqueeze(0)
+    rows = allgather(packed, name=f"{name}.forward", process_set=process_set)
+    means, squares_of_all, counts = torch.split(rows, [channels, channels, 1], dim=1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total.clamp(min=1)
+    squares = (squares_of_all + counts * (means - mean).square()).sum(0)
+    return mean, squares / total.clamp(min=1), float(total)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In the type in which sums of it are made."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _all_but_channels(tensor: torch.Tensor) -> list[int]:
+    return [0, *range(2, tensor.dim())]
+
+
+def _channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One value a channel, to be combined with a tensor of the shape of `like`."""
+    return values.to(_wide(like).dtype).reshape(1, -1, *([1] * (like.dim() - 2)))
