@@ -119,7 +119,7 @@ def allreduce(
         tensor: the same shape and dtype on all ranks.
         average: deprecated, use `op`.
         name: key of the operation, equal on all ranks; made from a counter if None.
-        compression: what travels, `Compression.none` or `Compression.fp16`.
+        compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
         op: Average (default), Sum, Min, Max or Product. An average of integers is cut to an integer.
         prescale_factor, postscale_factor: factors before and after the reduction.
     Returns: a tensor like `tensor`. Its gradient is the same reduction of the gradients of all ranks.

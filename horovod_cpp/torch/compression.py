@@ -35,14 +35,16 @@ class NoneCompressor(Compressor):
         return tensor
 
 
-class FP16Compressor(Compressor):
-    """Sends floating-point tensors as float16, others as they are."""
+class _CastCompressor(Compressor):
+    """Sends floating-point tensors as another type, others as they are."""
 
-    @staticmethod
-    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Cast to float16; the context is the first dtype."""
+    dtype: torch.dtype
+
+    @classmethod
+    def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Cast; the context is the first dtype."""
         dtype = tensor.dtype
-        return (tensor.to(torch.float16) if dtype.is_floating_point else tensor), dtype
+        return (tensor.to(cls.dtype) if dtype.is_floating_point else tensor), dtype
 
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
@@ -50,8 +52,21 @@ class FP16Compressor(Compressor):
         return tensor.to(ctx) if ctx.is_floating_point else tensor
 
 
+class FP16Compressor(_CastCompressor):
+    """Sends floating-point tensors as float16, others as they are."""
+
+    dtype = torch.float16
+
+
+class BF16Compressor(_CastCompressor):
+    """Sends floating-point tensors as bfloat16, others as they are: half the bytes, and the range of float32."""
+
+    dtype = torch.bfloat16
+
+
 class Compression:
     """The compressors to choose from."""
 
     none = NoneCompressor
     fp16 = FP16Compressor
+    bf16 = BF16Compressor

@@ -298,7 +298,7 @@ def DistributedOptimizer(
 
     Args:
         named_parameters: `model.named_parameters()`; the names are the keys of the reductions.
-        compression: what travels, `Compression.none` or `Compression.fp16`.
+        compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
         op: Average, Sum, Min, Max or Product.
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.

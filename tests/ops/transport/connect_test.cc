@@ -35,7 +35,7 @@ class DetectLaunch : public ::testing::Test {
     for (const auto& [name, value] : variables) ::setenv(name, value, 1);
   }
   static std::string refusal() {
-    Result<Launch> launch = detect_launch();
+    const Result<Launch> launch = detect_launch();
     EXPECT_FALSE(launch.ok());
     if (launch.ok()) return "";
     EXPECT_EQ(launch.status().code(), StatusCode::kInvalidArgument);
@@ -243,7 +243,7 @@ TEST(ConnectAll, SettingsThatDifferAreNamedOnEveryRankAlike) {
 TEST(ConnectAll, ABootstrapThatBreaksInAnyRoundIsAnErrorOnEveryRank) {
   for (const std::string transport : {"auto", "tcp"}) {
     for (int rounds = 0; rounds < 5; ++rounds) {
-      std::vector<Result<Connection>> ranks = connect_ranks(2, [&](int, RankSetup& setup) {
+      const std::vector<Result<Connection>> ranks = connect_ranks(2, [&](int, RankSetup& setup) {
         setup.options.transport = transport;
         setup.rounds = rounds;
       });

@@ -110,7 +110,7 @@ def test_gradients_are_reduced_with_op(op: str) -> None:
     assert torch.allclose(model.weight.grad, torch.full_like(model.weight, wanted))
 
 
-@pytest.mark.parametrize("compression", ["none", "fp16"])
+@pytest.mark.parametrize("compression", ["none", "fp16", "bf16"])
 def test_predivide_and_compression_leave_an_average(compression: str) -> None:
     model = linear_model()
     optimizer = hvd.DistributedOptimizer(
@@ -121,8 +121,8 @@ def test_predivide_and_compression_leave_an_average(compression: str) -> None:
     model(own_input()).sum().backward()
     optimizer.step()
     assert model.weight.grad.dtype == torch.float64
-    assert torch.allclose(model.weight.grad, torch.full_like(model.weight, mean_of_ranks()), atol=1e-2)
-    assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()), atol=1e-2)
+    assert torch.allclose(model.weight.grad, torch.full_like(model.weight, mean_of_ranks()), atol=2e-2)
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()), atol=2e-2)
 
 
 def test_passes_are_summed_before_they_are_reduced() -> None:
