@@ -20,7 +20,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.operations import Pending
+from horovod_cpp.torch.operations import AnyPending
 
 Average = _core.AVERAGE
 Sum = _core.SUM
@@ -29,11 +29,11 @@ Min = _core.MIN
 Max = _core.MAX
 Product = _core.PRODUCT
 
-_handles: dict[int, Pending] = {}
+_handles: dict[int, AnyPending] = {}
 _next_handle = itertools.count()
 
 
-def _register(pending: Pending) -> int:
+def _register(pending: AnyPending) -> int:
     handle = next(_next_handle)
     _handles[handle] = pending
     return handle

@@ -75,6 +75,39 @@ class Pending:
             return self._copy_to.copy_(self._output)
 
 
+class PendingComplex:
+    """An operation on a complex tensor, which the library sees as pairs of real numbers."""
+
+    __slots__ = ("_pending", "_target")
+
+    def __init__(self, pending: Pending, target: torch.Tensor | None) -> None:
+        self._pending = pending
+        self._target = target  # None: not in place
+
+    def parts(self) -> tuple[Pending, ...]:
+        """The operations that make it up."""
+        return (self._pending,)
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._pending.done()
+
+    def wait(self) -> torch.Tensor:
+        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+        pairs = self._pending.wait()
+        return torch.view_as_complex(pairs) if self._target is None else self._target
+
+
+AnyPending = Pending | PendingComplex
+
+
+def _pairs(tensor: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """A complex tensor as a real one, with a last dimension of 2; the same memory if `in_place`."""
+    if in_place and tensor.is_conj():
+        raise ValueError("a conjugated view cannot be the output; call resolve_conj() first")
+    return torch.view_as_real(tensor.detach().resolve_conj())
+
+
 def wait_all(pending: Iterable[HasParts]) -> None:
     """Block until all are done, be it well or with an error; then `wait` returns at once."""
     _core.wait_all([part._handle for one in pending for part in one.parts()])
@@ -90,8 +123,17 @@ def start_allreduce(
     process_set: ProcessSet,
     site: CallSite,
     caller_waits: bool = False,
-) -> Pending:
+) -> AnyPending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
+    if tensor.is_complex():
+        if reduce_op not in (_core.SUM, _core.AVERAGE):
+            raise ValueError(f"complex numbers can be summed and averaged only ({name or 'unnamed allreduce'})")
+        pairs = _pairs(tensor, in_place)
+        pending = start_allreduce(
+            pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
+        )
+        assert isinstance(pending, Pending)
+        return PendingComplex(pending, tensor if in_place else None)
     dtype = _require_supported(_core.ALLREDUCE, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
     handle = _enqueue(
@@ -103,8 +145,12 @@ def start_allreduce(
 
 def start_allgather(
     tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite, caller_waits: bool = False
-) -> Pending:
+) -> AnyPending:
     """Start a concatenation along dimension 0; the library makes the output. Does not block."""
+    if tensor.is_complex() and tensor.dim() > 0:
+        pending = start_allgather(_pairs(tensor, False), name, process_set, site, caller_waits)
+        assert isinstance(pending, Pending)
+        return PendingComplex(pending, None)
     dtype = _require_supported(_core.ALLGATHER, tensor, name)
     source = tensor if _is_plain(tensor) else _plain_copy(tensor)
     handle = _enqueue(_core.ALLGATHER, dtype, source, source, name, process_set, site, caller_waits)
@@ -119,8 +165,12 @@ def start_broadcast(
     process_set: ProcessSet,
     site: CallSite,
     caller_waits: bool = False,
-) -> Pending:
+) -> AnyPending:
     """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
+    if tensor.is_complex():
+        pending = start_broadcast(_pairs(tensor, in_place), in_place, root_rank, name, process_set, site, caller_waits)
+        assert isinstance(pending, Pending)
+        return PendingComplex(pending, tensor if in_place else None)
     dtype = _require_supported(_core.BROADCAST, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
     handle = _enqueue(

@@ -20,7 +20,7 @@ from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.operations import Pending
+from horovod_cpp.torch.operations import AnyPending
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 
 
@@ -33,7 +33,7 @@ class _Gradient:
         self.parameter = parameter
         self.name = name
         self.passes_left = passes
-        self.pending: Pending | PendingSparse | None = None
+        self.pending: AnyPending | PendingSparse | None = None
         self.sparse_dim = 0  # of the last gradient that was sparse
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.context: Any = None  # what the compressor wants back

@@ -10,7 +10,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Average, Sum
-from horovod_cpp.torch.operations import Pending
+from horovod_cpp.torch.operations import AnyPending, Pending
 
 
 class PendingSparse:
@@ -18,7 +18,7 @@ class PendingSparse:
 
     __slots__ = ("_divisor", "_indices", "_shape", "_values")
 
-    def __init__(self, indices: Pending, values: Pending, shape: torch.Size, divisor: int) -> None:
+    def __init__(self, indices: AnyPending, values: AnyPending, shape: torch.Size, divisor: int) -> None:
         self._indices = indices
         self._values = values
         self._shape = shape
@@ -26,7 +26,7 @@ class PendingSparse:
 
     def parts(self) -> tuple[Pending, ...]:
         """The operations that make it up."""
-        return self._indices, self._values
+        return *self._indices.parts(), *self._values.parts()
 
     def wait(self) -> torch.Tensor:
         """Block until it is done; a COO tensor that is not coalesced. HorovodInternalError if it failed."""
