@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 import torch
 
 from horovod_cpp.common import basics
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.collectives import broadcast_async_, synchronize
 from horovod_cpp.torch.objects import broadcast_object
 
 
-def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: int) -> None:
-    """Overwrite the parameters of all ranks with the root's. Blocks.
+def broadcast_parameters(
+    params: Mapping[str, Any] | Iterable[Any], root_rank: int, process_set: ProcessSet = global_process_set
+) -> None:
+    """Overwrite the parameters of all ranks of the set with the root's. Blocks.
 
     Args:
         params: a `state_dict()`, `named_parameters()`, or tensors; the same names on all ranks.
         root_rank: global rank of the root.
     Raises: ValueError for anything else; HorovodInternalError if ranks disagree or one is lost.
     """
-    for handle in [broadcast_async_(tensor, root_rank, name) for name, tensor in _named_tensors(params)]:
+    for handle in [broadcast_async_(tensor, root_rank, name, process_set) for name, tensor in _named_tensors(params)]:
         synchronize(handle)
 
 
@@ -46,9 +49,12 @@ class _TensorPlace(NamedTuple):
 
 
 def broadcast_optimizer_state(
-    optimizer: torch.optim.Optimizer, root_rank: int, model: torch.nn.Module | None = None
+    optimizer: torch.optim.Optimizer,
+    root_rank: int,
+    model: torch.nn.Module | None = None,
+    process_set: ProcessSet = global_process_set,
 ) -> None:
-    """Overwrite state and options of the optimizers of all ranks with the root's. Blocks.
+    """Overwrite state and options of the optimizers of all ranks of the set with the root's. Blocks.
 
     Values keep their types: tensors stay tensors, numbers numbers. No step is made to create state that is missing.
 
@@ -64,15 +70,15 @@ def broadcast_optimizer_state(
     is_root = basics.rank() == root_rank
     tensors: list[torch.Tensor] = []
     structure = _without_tensors(optimizer.state_dict(), tensors) if is_root else None
-    structure = broadcast_object(structure, root_rank, name="broadcast_optimizer_state")
+    structure = broadcast_object(structure, root_rank, "broadcast_optimizer_state", process_set)
     if not is_root:
         _make_tensors(structure, tensors)
     handles = []
     for index, tensor in enumerate(tensors):
         # Bytes travel, so that every data type does.
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        handles.append((tensor, flat, broadcast_async_(flat, root_rank, f"broadcast_optimizer_state.{index}")))
-    for _, _, handle in handles:
+        handles.append(broadcast_async_(flat, root_rank, f"broadcast_optimizer_state.{index}", process_set))
+    for handle in handles:
         synchronize(handle)
     if not is_root:
         optimizer.load_state_dict(_with_tensors(structure, tensors))

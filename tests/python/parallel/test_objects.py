@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +160,25 @@ def test_state_of_a_distributed_optimizer() -> None:
     steps(model, optimizer, 3, seed=hvd.rank())
     for other in hvd.allgather_object([model.state_dict(), optimizer.state_dict()]):
         assert alike(other, [model.state_dict(), optimizer.state_dict()])
+
+
+def test_models_of_a_process_set() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs a rank outside of a set of two")
+    process_set = hvd.add_process_set([0, 2])
+    torch.manual_seed(hvd.rank())
+    model = torch.nn.Linear(5, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    steps(model, optimizer, 1 + hvd.rank(), seed=hvd.rank())
+    before = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    if hvd.rank() in (0, 2):
+        hvd.broadcast_parameters(model.state_dict(), 2, process_set=process_set)
+        hvd.broadcast_optimizer_state(optimizer, 2, process_set=process_set)
+    now = [model.state_dict(), optimizer.state_dict()]
+    assert alike(now, before) == (hvd.rank() != 0)
+    gathered = hvd.allgather_object(now)
+    assert alike(gathered[0], gathered[2]) and not alike(gathered[0], gathered[1])
+    assert hvd.remove_process_set(process_set)
 
 
 def test_lbfgs_is_refused() -> None:

@@ -31,8 +31,10 @@ SIGNATURES: dict[str, list[tuple[str, object]]] = {
     "barrier": [("process_set", GLOBAL)],
     "poll": [("handle", REQUIRED)],
     "synchronize": [("handle", REQUIRED)],
-    "broadcast_parameters": [("params", REQUIRED), ("root_rank", REQUIRED)],
-    "broadcast_optimizer_state": [("optimizer", REQUIRED), ("root_rank", REQUIRED), ("model", None)],
+    "broadcast_parameters": [("params", REQUIRED), ("root_rank", REQUIRED), ("process_set", GLOBAL)],
+    "broadcast_optimizer_state": [
+        ("optimizer", REQUIRED), ("root_rank", REQUIRED), ("model", None), ("process_set", GLOBAL),
+    ],
     "broadcast_object": [("obj", REQUIRED), ("root_rank", 0), ("name", None), ("process_set", GLOBAL)],
     "allgather_object": [("obj", REQUIRED), ("name", None), ("process_set", GLOBAL)],
     "sparse_allreduce_async": [("tensor", REQUIRED), ("name", REQUIRED), ("op", REQUIRED), ("process_set", GLOBAL)],
