@@ -87,13 +87,13 @@ void EpollPoller::wake() {
 }
 
 void EpollPoller::wake_later(Duration delay) {
-  const std::lock_guard lock(changing_timer_);
+  const std::scoped_lock lock(changing_timer_);
   if (!timer_set_.exchange(true)) set_timer(timer_.get(), std::max(delay, Duration(1)));
 }
 
 void EpollPoller::cancel_wake_later() {
   if (!timer_set_.load()) return;
-  const std::lock_guard lock(changing_timer_);
+  const std::scoped_lock lock(changing_timer_);
   if (timer_set_.exchange(false)) set_timer(timer_.get(), Duration::zero());
 }
 

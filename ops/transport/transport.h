@@ -82,8 +82,8 @@ class Transport {
   virtual void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) = 0;
   virtual void do_start(const TransferRef& transfer) = 0;
 
-  /// For implementations: hands a control message to the owner, past the fault hook. kInternal when it does not have the
-  /// checksum that came with it: what the peer sends is not to be trusted any more.
+  /// For implementations: hands a control message to the owner, past the fault hook. kInternal when it does not have
+  /// the checksum that came with it: what the peer sends is not to be trusted any more.
   Status deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc);
   TransportEvents& events() { return *events_; }
 

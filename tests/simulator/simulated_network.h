@@ -72,7 +72,7 @@ class SimulatedNetwork {
     std::size_t total = 0;  // piece, credit: bytes of the whole transfer
     std::vector<std::byte> bytes;
     std::uint32_t crc = 0;  // of a control message
-    TransferRef transfer;  // sent: what has ended
+    TransferRef transfer;   // sent: what has ended
   };
   struct LinkTimes {
     TimePoint control;  // when the last control message arrives

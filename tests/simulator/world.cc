@@ -373,7 +373,8 @@ void World::die(int rank) {
   network_.kill(rank);
 }
 
-// Nobody learns of it: only a shutdown ends the wait for such a rank, of everybody when it is the coordinator that hangs.
+// Nobody learns of it: only a shutdown ends the wait for such a rank, of everybody when it is the coordinator that
+// hangs.
 void World::hang(int rank) {
   if (rank_of(rank).dead || rank_of(rank).runtime->finished()) return;
   rank_of(rank).dead = true;
