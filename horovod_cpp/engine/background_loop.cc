@@ -85,7 +85,7 @@ void BackgroundLoop::run(const std::stop_token& stop) {
       // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here. So is a
       // waiter that wanted the Turn and has given up: the work that was left for it is this thread's again.
       const bool may_sleep =
-          !runtime_.finished() && runtime_.prepare_to_sleep() && (!left_for_waiter_ || wanting_.load() > 0);
+          !runtime_.finished() && (left_for_waiter_ ? wanting_.load() > 0 : runtime_.prepare_to_sleep());
       turn_.give();
       if (may_sleep && !stop.stop_requested()) {
         poller_.wait(deadline);
@@ -141,7 +141,7 @@ bool BackgroundLoop::wait(std::span<HandleState* const> handles, TimePoint deadl
     const bool quiet = runtime_.prepare_to_sleep();
     const TimePoint next = runtime_.next_deadline();
     turn_.give();
-    if (!quiet || next < sleeps_until_.load()) poller_.wake();
+    if (!quiet || runtime_.finished() || next < sleeps_until_.load()) poller_.wake();
     if (done) return true;
   } else if (asleep_.load()) {
     poller_.wake();

@@ -117,10 +117,14 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
   return true;
 }
 
-// Whether the response names something, and a new process set has an id of its own and ranks of this job.
+// Whether the response names something, a process set that is to go is there, and a new one has an id of its own and
+// ranks of this job.
 bool Controller::can_apply(const Response& response) const {
   if (response.kind != Response::Kind::kExecute) return true;
   if (response.entries.empty()) return false;
+  if (response.op == OpKind::kProcessSetRemove) {
+    return response.new_process_set != 0 && sets_.find(response.new_process_set) != nullptr;
+  }
   if (response.op != OpKind::kProcessSetAdd) return true;
   const Shape& ranks = response.entries.front().shape;
   const auto exists = [&](std::int64_t rank) {

@@ -161,7 +161,11 @@ void Runtime::carry_out(Actions actions) {
   if (sets_changed) publish_sets();  // before any handle ends, so that its waiter sees them
   // The coordinator may know of a loss before a transport of this rank does.
   if (!actions.failed_sets.empty() && !closing_) lost_a_peer_.store(true);
-  for (const LostRank& lost : actions.lost_ranks) executor_.fail_rank(lost.rank, lost.reason);
+  for (const LostRank& lost : actions.lost_ranks) {
+    executor_.fail_rank(lost.rank, lost.reason);
+    // It may live, and others may have called it lost: it must not wait for a rank that answers no more.
+    fabric_->give_up(lost.rank, lost.reason);
+  }
   for (const FailedSet& failed : actions.failed_sets) fail_set(failed);
   for (Response& response : actions.responses) {
     if (response.kind == Response::Kind::kShutdown) {

@@ -10,7 +10,11 @@
 namespace hvd {
 
 std::vector<OperationKey> StallInspector::look(const TensorQueue& queue, TimePoint now) {
-  if (check_time_ <= Duration::zero() || now < next_look(queue)) return {};
+  if (check_time_ <= Duration::zero() || now < nothing_due_until_) return {};
+  if (const TimePoint next = next_look(queue); now < next) {
+    nothing_due_until_ = std::min(next, now + check_time_);  // what is enqueued from now on is due later than that
+    return {};
+  }
   last_look_ = now;
   return queue.waiting_since_before(now - check_time_ + Duration(1));
 }

@@ -24,6 +24,7 @@ class StallInspector {
 
  private:
   Duration check_time_;
+  TimePoint nothing_due_until_ = TimePoint::min();  // spares a walk through the queue at every step of the loop
   TimePoint last_look_ = TimePoint::min();
 };
 

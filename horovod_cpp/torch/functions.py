@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from horovod_cpp.common import basics
+from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.collectives import broadcast_async_, synchronize
 from horovod_cpp.torch.objects import broadcast_object
@@ -40,6 +41,9 @@ def _named_tensors(params: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str 
     return entries
 
 
+_STATE = "broadcast_optimizer_state"
+
+
 class _TensorPlace(NamedTuple):
     """Stands for a tensor in a structure that travels without its tensors."""
 
@@ -69,19 +73,34 @@ def broadcast_optimizer_state(
         raise ValueError("cannot broadcast torch.optim.LBFGS state")
     is_root = basics.rank() == root_rank
     tensors: list[torch.Tensor] = []
-    structure = _without_tensors(optimizer.state_dict(), tensors) if is_root else None
-    structure = broadcast_object(structure, root_rank, "broadcast_optimizer_state", process_set)
+    described: Any = None
+    failure: Exception | None = None
+    if is_root:
+        try:
+            described = _without_tensors(optimizer.state_dict(), tensors)
+            flats = [_as_bytes(tensor) for tensor in tensors]
+        except Exception as error:  # the others are told
+            failure = error
+    structure, failed = broadcast_object((described, failure is not None), root_rank, _STATE, process_set)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise HorovodInternalError(f"broadcast_optimizer_state: rank {root_rank} could not take its state apart")
     if not is_root:
         _make_tensors(structure, tensors)
+        flats = [_as_bytes(tensor) for tensor in tensors]
     handles = []
-    for index, tensor in enumerate(tensors):
-        # Bytes travel, so that every data type does.
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        handles.append(broadcast_async_(flat, root_rank, f"broadcast_optimizer_state.{index}", process_set))
+    for index, flat in enumerate(flats):
+        handles.append(broadcast_async_(flat, root_rank, f"{_STATE}.{index}", process_set))
     for handle in handles:
         synchronize(handle)
     if not is_root:
         optimizer.load_state_dict(_with_tensors(structure, tensors))
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Bytes travel, so that every data type does. Of a contiguous tensor on the CPU, the same memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:

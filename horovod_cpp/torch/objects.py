@@ -1,7 +1,6 @@
 """Python objects between ranks: pickled, and sent as tensors of bytes.
 
-A rank that cannot pickle its object, or not read what it got, must not leave the others waiting: they are told, and all
-raise.
+A rank that cannot pickle its object must not leave the others waiting: they are told, and all raise.
 """
 
 from __future__ import annotations
@@ -77,8 +76,15 @@ def _pickled(obj: Any) -> tuple[torch.Tensor, Exception | None]:
         data = cloudpickle.dumps(obj)
     except Exception as error:
         failure = error
-        data = f"{type(error).__name__}: {error}".encode()
+        data = _description(error).encode(errors="replace")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8), failure
+
+
+def _description(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # it has a text of its own that fails
+        return type(error).__name__
 
 
 def _unpickled(payload: torch.Tensor) -> Any:

@@ -305,6 +305,8 @@ def DistributedOptimizer(
         num_groups, groups: not implemented yet.
         sparse_as_dense: make sparse gradients dense before they are reduced; otherwise their entries are gathered,
             whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
+            A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
+            meet (the stall report names both): there, use sparse_as_dense.
         process_set: the ranks that reduce; a rank outside steps with its own gradients.
     Raises: ValueError for bad arguments or before `init`; NotImplementedError for what is not implemented yet.
     """

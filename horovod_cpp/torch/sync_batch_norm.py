@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.collectives import Sum, allgather, allreduce
 
-_numbers = itertools.count()  # ranks build their layers in the same order
-
 
 class SyncBatchNorm(_BatchNorm):
     """Normalises with mean and variance of the batches of all ranks while it trains; in evaluation as `BatchNorm` does.
 
+    All ranks run their layers in the same order, in one thread of each process; second derivatives are refused.
     Input of shape (N, C, ...); N may differ between ranks, and be 0. One packed collective in forward and one in
     backward; both block. The statistics are put together by the update of Chan, Golub and LeVeque ("Algorithms for
     Computing the Sample Variance", 1983), in double precision. Gradients of weight and bias are those of this rank's
@@ -42,7 +41,6 @@ class SyncBatchNorm(_BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.process_set = process_set
-        self._name = f"sync_batch_norm.{next(_numbers)}"
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.dim() < 2:
@@ -56,7 +54,7 @@ class SyncBatchNorm(_BatchNorm):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         output, mean, variance, count = _Normalize.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, self.eps, self._name, self.process_set
+            input, self.weight, self.bias, self.eps, self.process_set
         )
         if self.training and self.running_mean is not None:
             self._update(mean, variance * (count / (count - 1)))
@@ -82,10 +80,9 @@ class _Normalize(torch.autograd.Function):
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
         eps: float,
-        name: str,
         process_set: ProcessSet,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-        mean, variance, count = _statistics(_wide(input), name, process_set)
+        mean, variance, count = _statistics(_wide(input), process_set)
         if count < 2:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)} on this "
@@ -96,14 +93,15 @@ class _Normalize(torch.autograd.Function):
         if weight is not None and bias is not None:
             output = output * _channels(weight, input) + _channels(bias, input)
         ctx.save_for_backward(input, weight, mean, scale)
-        ctx.options = (count, name, process_set)
+        ctx.options = (count, process_set)
         ctx.mark_non_differentiable(mean, variance)
         return output.to(input.dtype), mean, variance, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         input, weight, mean, scale = ctx.saved_tensors
-        count, name, process_set = ctx.options
+        count, process_set = ctx.options
         gradient = _wide(grads[0])
         normalized = (_wide(input) - _channels(mean, input)) * _channels(scale, input)
         dims = _all_but_channels(input)
@@ -111,25 +109,25 @@ class _Normalize(torch.autograd.Function):
         bias_gradient, weight_gradient = sums.chunk(2)
         input_gradient = None
         if ctx.needs_input_grad[0]:
-            total = allreduce(sums, op=Sum, name=f"{name}.backward", process_set=process_set) / count
+            total = allreduce(sums, op=Sum, name="sync_batch_norm.backward", process_set=process_set) / count
             along_bias, along_weight = (_channels(part, input) for part in total.chunk(2))
             input_gradient = (gradient - along_bias - normalized * along_weight) * _channels(scale, input)
             if weight is not None:
                 input_gradient = input_gradient * _channels(weight, input)
             input_gradient = input_gradient.to(input.dtype)
         if weight is None:
-            return input_gradient, None, None, None, None, None
-        return input_gradient, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None, None, None
+            return input_gradient, None, None, None, None
+        return input_gradient, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None, None
 
 
-def _statistics(values: torch.Tensor, name: str, process_set: ProcessSet) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _statistics(values: torch.Tensor, process_set: ProcessSet) -> tuple[torch.Tensor, torch.Tensor, float]:
     dims = _all_but_channels(values)
     channels = values.shape[1]
     count = values.numel() // channels if channels > 0 else 0
     mean = values.sum(dims).double() / max(count, 1)
     squares = (values - _channels(mean, values)).square().sum(dims).double()
     packed = torch.cat([mean, squares, mean.new_tensor([count])]).unsqueeze(0)
-    rows = allgather(packed, name=f"{name}.forward", process_set=process_set)
+    rows = allgather(packed, name="sync_batch_norm.forward", process_set=process_set)
     means, squares_of_all, counts = torch.split(rows, [channels, channels, 1], dim=1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total.clamp(min=1)

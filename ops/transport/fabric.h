@@ -30,6 +30,8 @@ class Fabric {
 
   void post(int peer, std::vector<std::byte> message) { control(peer).post(peer, std::move(message)); }
   void start(const TransferRef& transfer) { data(transfer->peer).start(transfer); }
+  /// As Transport::give_up, on the way of control messages; a peer that lives then loses this rank.
+  void give_up(int peer, const Status& reason) { control(peer).give_up(peer, reason); }
   void cancel(const TransferRef& transfer, const Status& status) { data(transfer->peer).cancel(transfer, status); }
 
   bool progress();

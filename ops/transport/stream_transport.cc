@@ -239,7 +239,7 @@ bool StreamTransport::read(Peer& peer) {
     moved = true;
     std::span<const std::byte> rest = bytes;
     Status status;
-    while (!rest.empty() && status.ok()) {
+    while (!rest.empty() && status.ok() && peer.lost.ok()) {
       if (!peer.in.in_frame()) {
         status = read_header(peer, rest);
         continue;
@@ -253,6 +253,7 @@ bool StreamTransport::read(Peer& peer) {
       if (peer.in.payload_left == 0 && peer.in.padding_left == 0) status = end_frame(peer);
     }
     peer.link->consume(bytes.size());
+    if (!peer.lost.ok()) return true;  // what came set something off that ended the trust in the peer
     if (!status.ok()) {
       lose(peer, status);
       return true;
@@ -396,6 +397,12 @@ bool StreamTransport::progress() {
 
 bool StreamTransport::arm() {
   wakeup_->set_sleeping(true);
+  // What is left to write, because a budget was used up, goes on now; only a link that is full wakes the sleeper.
+  bool wrote = false;
+  for (Peer* peer : active_) {
+    if (peer->lost.ok() && write(*peer)) wrote = true;
+  }
+  if (wrote) return false;
   return std::none_of(active_.begin(), active_.end(),
                       [](Peer* peer) { return peer->lost.ok() && peer->link->has_news(); });
 }
@@ -411,6 +418,11 @@ void StreamTransport::lose(Peer& peer, const Status& cause) {
   peer.link->close();  // a peer that lives must not wait for what this rank sends no more
   end_transfers(peer, peer.lost);
   if (!peer.left) events().on_peer_lost(peer.rank, peer.lost);
+}
+
+void StreamTransport::give_up(int rank, const Status& reason) {
+  if (!has_peer(rank) || !peer_of(rank).lost.ok()) return;
+  lose(peer_of(rank), reason);
 }
 
 // Ends what waits for something that the peer would have to send.

@@ -45,6 +45,7 @@ class StreamTransport final : public Transport {
   void disarm() override;
   int wake_fd() const override { return wakeup_->fd(); }
   void say_goodbye(int peer) override;
+  void give_up(int peer, const Status& reason) override;
   bool flushed() const override;
 
  protected:

@@ -71,6 +71,8 @@ class Transport {
 
   /// Says goodbye to `peer`; what was queued before still goes out.
   virtual void say_goodbye(int peer) = 0;
+  /// Treats `peer` as lost, for a reason that came from elsewhere, and lets it see that. Nothing if it is lost already.
+  virtual void give_up(int /*peer*/, const Status& /*reason*/) {}
   /// True when nothing waits to go out.
   virtual bool flushed() const = 0;
 

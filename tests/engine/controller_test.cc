@@ -611,6 +611,17 @@ TEST(Controller, ANewProcessSetThatCannotBeEndsTheTrustInItsSender) {
     EXPECT_NE(planes[1].failed_sets[0].reason.text().find("cannot be understood"), std::string::npos);
     EXPECT_EQ(planes[1].sets.find(1), nullptr);
   }
+  for (const ProcessSetId gone : {ProcessSetId{0}, ProcessSetId{7}}) {
+    Planes planes(3);
+    ResponsesMessage removed;
+    removed.responses.resize(1);
+    removed.responses[0].op = OpKind::kProcessSetRemove;
+    removed.responses[0].new_process_set = gone;
+    removed.responses[0].entries.push_back({"remove", Shape{gone}, {}, 0});
+    removed.as_cache_id = {false};
+    planes.event(1, MessageArrived{0, encode(removed)});
+    ASSERT_EQ(planes[1].failed_sets.size(), 1u) << gone;
+  }
   Planes planes(3);
   ResponsesMessage empty;
   empty.responses.resize(1);

@@ -280,6 +280,15 @@ TEST_F(StreamTransportTest, AReceiveThatIsCancelledHalfWayInLeavesItsMemoryAlone
   EXPECT_TRUE(end_.lost.empty());
 }
 
+TEST_F(StreamTransportTest, NobodySleepsOnOutputThatOnlyABudgetHeldUp) {
+  end_.transport->post(1, pattern(900'000, 1));  // more than is written at a time
+  EXPECT_FALSE(end_.transport->flushed());
+  int looks = 0;
+  while (!end_.transport->arm() && looks < 100) ++looks;
+  EXPECT_GT(looks, 0);
+  EXPECT_TRUE(end_.transport->flushed()) << "the link takes everything, so nothing would wake the sleeper";
+}
+
 TEST_F(StreamTransportTest, WhatComesForACancelledReceiveIsNotKept) {
   for (const std::size_t size : {std::size_t{10}, kEager}) {
     const TransferKey key{0, 9, static_cast<std::uint32_t>(size)};

@@ -736,6 +736,20 @@ TEST_P(TransportConformance, ACorruptedControlMessageIsNotDeliveredAndItsSenderI
   }
 }
 
+TEST_P(TransportConformance, APeerThatIsGivenUpLosesThisRank) {
+  Ends ends(2);
+  connect(ends);
+  Bytes place(100'000);
+  const TransferRef receive = ends[0].receive(1, {0, 0, 0}, place);
+  ends[0].transport->give_up(1, Status::internal("another rank has lost it"));
+  ends[0].transport->give_up(1, Status::internal("said twice"));
+  ASSERT_EQ(ends[0].lost.size(), 1u);
+  EXPECT_NE(ends[0].lost[0].second.text().find("another rank has lost it"), std::string::npos);
+  EXPECT_TRUE(receive->done() && !receive->status().ok());
+  ASSERT_TRUE(ends.drive_until([&] { return !ends[1].lost.empty(); }));
+  EXPECT_EQ(ends[1].lost[0].first, 0);
+}
+
 TEST_P(TransportConformance, CountsWhatItSendsAndKnowsWhenAllIsOut) {
   Ends ends(2);
   connect(ends);
