@@ -47,7 +47,6 @@ _STATE = "broadcast_optimizer_state"
 class _TensorPlace(NamedTuple):
     """Stands for a tensor in a structure that travels without its tensors."""
 
-    number: int
     dtype: torch.dtype
     shape: torch.Size
 
@@ -87,7 +86,7 @@ def broadcast_optimizer_state(
     if failed:
         raise HorovodInternalError(f"broadcast_optimizer_state: rank {root_rank} could not take its state apart")
     if not is_root:
-        _make_tensors(structure, tensors)
+        state = _with_empty_tensors(structure, tensors)
         flats = [_as_bytes(tensor) for tensor in tensors]
     handles = []
     for index, flat in enumerate(flats):
@@ -95,7 +94,7 @@ def broadcast_optimizer_state(
     for handle in handles:
         synchronize(handle)
     if not is_root:
-        optimizer.load_state_dict(_with_tensors(structure, tensors))
+        optimizer.load_state_dict(state)
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,7 +105,7 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        return _TensorPlace(len(tensors) - 1, value.dtype, value.shape)
+        return _TensorPlace(value.dtype, value.shape)
     if isinstance(value, dict):
         return {key: _without_tensors(item, tensors) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -114,23 +113,13 @@ def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
     return value
 
 
-def _make_tensors(value: Any, tensors: list[torch.Tensor]) -> None:
+def _with_empty_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """The structure with new tensors in the places of the root's, which come to `tensors` in the same order."""
     if isinstance(value, _TensorPlace):
-        assert value.number == len(tensors)
         tensors.append(torch.empty(value.shape, dtype=value.dtype))
-    elif isinstance(value, dict):
-        for item in value.values():
-            _make_tensors(item, tensors)
-    elif type(value) in (list, tuple):
-        for item in value:
-            _make_tensors(item, tensors)
-
-
-def _with_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, _TensorPlace):
-        return tensors[value.number]
+        return tensors[-1]
     if isinstance(value, dict):
-        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+        return {key: _with_empty_tensors(item, tensors) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_with_tensors(item, tensors) for item in value)
+        return type(value)(_with_empty_tensors(item, tensors) for item in value)
     return value

@@ -181,6 +181,22 @@ def test_models_of_a_process_set() -> None:
     assert hvd.remove_process_set(process_set)
 
 
+class Secretive(torch.optim.SGD):
+    def state_dict(self) -> dict[str, Any]:
+        raise RuntimeError("not to be told")
+
+
+def test_a_root_without_a_state_is_an_error_everywhere() -> None:
+    optimizer = Secretive(torch.nn.Linear(2, 2).parameters(), lr=1.0)
+    if hvd.rank() == 0:
+        with pytest.raises(RuntimeError, match="not to be told"):
+            hvd.broadcast_optimizer_state(optimizer, 0)
+    else:
+        with pytest.raises(hvd.HorovodInternalError, match="rank 0 could not take its state apart"):
+            hvd.broadcast_optimizer_state(optimizer, 0)
+    assert hvd.broadcast_object("goes on") == "goes on"
+
+
 def test_lbfgs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot broadcast torch\.optim\.LBFGS state"):
         hvd.broadcast_optimizer_state(torch.optim.LBFGS(torch.nn.Linear(2, 2).parameters()), 0)
