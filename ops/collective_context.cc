@@ -84,6 +84,14 @@ void CollectiveContext::hold(std::shared_ptr<void> memory) {
   settings_.keep_alive = std::make_shared<Both>(std::move(settings_.keep_alive), std::move(memory));
 }
 
+std::byte* CollectiveContext::lease(std::size_t bytes) {
+  std::shared_ptr<std::byte> memory =
+      settings_.buffers != nullptr ? settings_.buffers->lease(bytes) : allocate_host(bytes);
+  std::byte* const place = memory.get();
+  if (place != nullptr) hold(std::move(memory));
+  return place;
+}
+
 void CollectiveContext::cancel(const Status& reason) {
   if (!cancelled_.ok()) return;
   cancelled_ = reason;

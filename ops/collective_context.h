@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "ops/host_buffers.h"
 #include "ops/membership.h"
 #include "ops/reduce/reducer.h"
 #include "ops/transport/fabric.h"
@@ -23,7 +24,8 @@ class CollectiveContext {
     std::uint64_t call = 0;  ///< number of the call within its set: names its channel
     Priority priority = 0;
     std::size_t segment_bytes = std::size_t{256} << 10;
-    std::shared_ptr<void> keep_alive;  ///< memory of the call; transports hold it as long as they need it
+    std::shared_ptr<void> keep_alive;   ///< memory of the call; transports hold it as long as they need it
+    HostBufferPool* buffers = nullptr;  ///< where `lease` takes from; nullptr: allocated each time
   };
 
   CollectiveContext(Loop& loop, Fabric& fabric, MembershipRef membership, Settings settings);
@@ -46,6 +48,8 @@ class CollectiveContext {
   /// Memory of an algorithm's own that it sends from or receives into: what is started from now on holds it, like the
   /// memory of the call, until the transport has let go. A coroutine's frame may be gone before that.
   void hold(std::shared_ptr<void> memory);
+  /// Such memory, of at least `bytes`, not initialised; nullptr when there is none to be had.
+  std::byte* lease(std::size_t bytes);
 
   /// Ends everything in flight, and at once whatever is started later. The first reason stays.
   void cancel(const Status& reason);

@@ -19,6 +19,10 @@ constexpr int kCrowdedPatience = 10;
 // While no thread waits, the cores are wanted for computing: a nap and a ring cost less than looking longer.
 constexpr Duration kSpinTimeWithoutWaiter = std::chrono::microseconds(5);
 
+// A waiter looks on for this long before it wakes a peer that has something to do. Most come by themselves, on their
+// way to a wait of their own; a thread that is woken there would only take the core from them.
+constexpr Duration kBellPatience = std::chrono::microseconds(20);
+
 // Longer than most backward passes that fit a host of which all cores compute.
 constexpr Duration kPatienceOnFullHost = std::chrono::milliseconds(10);
 
@@ -173,12 +177,19 @@ bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint dead
   Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
   bool done = all_done(handles);
+  bool rung = false;
+  runtime_.hold_bells();
   for (; !done; done = all_done(handles)) {
     if (runtime_.step()) {
       last_move = runtime_.clock().now();
+      rung = false;
       continue;
     }
     const TimePoint now = runtime_.clock().now();
+    if (!rung && now - last_move > kBellPatience * (crowded_ ? kCrowdedPatience : 1)) {
+      runtime_.ring();
+      rung = true;
+    }
     if (now - last_move > spin_time_ || now > deadline || runtime_.finished()) break;
     spinner.pause();
   }

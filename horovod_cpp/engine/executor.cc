@@ -79,6 +79,7 @@ void Executor::start(Lane& lane, CallRef call) {
   settings.priority = call->priority;
   settings.segment_bytes = options_.segment_bytes;
   settings.keep_alive = call;
+  settings.buffers = &buffers_;
   call->context = std::make_unique<CollectiveContext>(loop_, fabric_, call->membership, std::move(settings));
   lane.running.emplace(response.call, call);
   ++in_flight_;

@@ -69,6 +69,9 @@ class Runtime final : private TransportEvents {
   /// Before sleeping; false when there is something to do after all.
   bool prepare_to_sleep() { return fabric_->arm() && !has_new_work() && !loop_.has_ready() && ended_calls_.empty(); }
   void woken() { fabric_->disarm(); }
+  /// While somebody waits here and looks for progress, peers that sleep need not be woken at once: see Transport.
+  void hold_bells() { fabric_->hold_bells(); }
+  void ring() { fabric_->ring(); }
   /// When `step` has to be called at the latest.
   TimePoint next_deadline() const;
   /// Something is under way that other ranks will answer soon.

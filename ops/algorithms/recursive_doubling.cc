@@ -1,36 +1,47 @@
 #include "ops/algorithms/recursive_doubling.h"
 
+#include <fmt/format.h>
+
 #include <bit>
 #include <cstring>
-#include <memory>
 #include <utility>
-#include <vector>
 
 namespace hvd {
 namespace {
 
-// The value so far lives in one of two places; a step combines into the other one, so that what is being sent stays
-// as it is until it has gone.
-class DoubleBuffer {
+// Where the value so far lies, and where the next step puts it. What is still on its way to a partner stays as it is;
+// a small message has left as soon as it was started, and then the next value takes its place. So a call begins where
+// the operand is and ends in the output, mostly without a copy.
+class Places {
  public:
-  DoubleBuffer(const ReduceBuffer& buffer, CollectiveContext& context)
-      : scratch_(std::make_shared<std::vector<std::byte>>(buffer.bytes)), output_(buffer.output) {
-    if (buffer.input != buffer.output && buffer.bytes > 0) std::memcpy(buffer.output, buffer.input, buffer.bytes);
-    context.hold(scratch_);
+  Places(const ReduceBuffer& buffer, CollectiveContext& context)
+      : value_(buffer.input), output_(buffer.output), bytes_(buffer.bytes), context_(context) {}
+
+  std::span<const std::byte> value() const { return {value_, bytes_}; }
+  std::span<std::byte> output() const { return {output_, bytes_}; }
+
+  /// Fails when there is no memory.
+  Result<std::span<std::byte>> next(bool value_has_left) {
+    if (value_ != output_ || value_has_left) return output();
+    if (scratch_ == nullptr) {
+      scratch_ = context_.lease(bytes_);
+      if (scratch_ == nullptr) return Status::internal(fmt::format("no memory for {} bytes", bytes_));
+    }
+    return std::span<std::byte>(scratch_, bytes_);
   }
-  std::span<std::byte> current() { return in_output_ ? output() : std::span<std::byte>(*scratch_); }
-  std::span<std::byte> other() { return in_output_ ? std::span<std::byte>(*scratch_) : output(); }
-  void swap() { in_output_ = !in_output_; }
+  /// The value now lies where `next` said.
+  void step(std::span<std::byte> place) { value_ = place.data(); }
   void finish() {
-    if (!in_output_ && !scratch_->empty()) std::memcpy(output_, scratch_->data(), scratch_->size());
+    if (value_ != output_ && bytes_ > 0) std::memcpy(output_, value_, bytes_);
+    value_ = output_;
   }
 
  private:
-  std::span<std::byte> output() { return {output_, scratch_->size()}; }
-
-  std::shared_ptr<std::vector<std::byte>> scratch_;
+  const std::byte* value_;
   std::byte* output_;
-  bool in_output_ = true;
+  std::byte* scratch_ = nullptr;
+  std::size_t bytes_;
+  CollectiveContext& context_;
 };
 
 }  // namespace
@@ -39,28 +50,31 @@ Task<Status> recursive_doubling_allreduce(CollectiveContext& context, ReduceBuff
   const int rank = context.rank();
   const int size = context.size();
   const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size)));
-  DoubleBuffer value(buffer, context);
-  if (rank >= paired) {  // folded: hands its operand to a partner and gets the result
-    HVD_CO_RETURN_IF_ERROR(co_await context.send(rank - paired, value.current()));
-    HVD_CO_RETURN_IF_ERROR(co_await context.receive(rank - paired, value.current()));
+  const int folded = rank + paired;  // the rank whose operand is folded into this one's, if there is one
+  Places places(buffer, context);
+  if (rank >= paired) {  // hands its operand to a partner and gets the result
+    HVD_CO_RETURN_IF_ERROR(co_await context.send(rank - paired, places.value()));
+    HVD_CO_RETURN_IF_ERROR(co_await context.receive(rank - paired, places.output()));
     co_return Status();
   }
-  if (rank + paired < size) {
-    HVD_CO_RETURN_IF_ERROR(
-        co_await context.receive_combine(rank + paired, value.other(), value.current().data(), reducer));
-    value.swap();
+  if (folded < size) {
+    HVD_CO_RETURN_IF_ERROR(co_await context.receive_combine(folded, places.output(), places.value().data(), reducer));
+    places.step(places.output());
   }
   for (int distance = 1; distance < paired; distance *= 2) {
     const int partner = rank ^ distance;
     const OperandOrder order = partner < rank ? OperandOrder::kIncomingFirst : OperandOrder::kOwnFirst;
-    // NOLINTNEXTLINE(misc-const-correctness): co_await changes it
-    Pending received = context.receive_combine(partner, value.other(), value.current().data(), reducer, order);
-    HVD_CO_RETURN_IF_ERROR(co_await context.send(partner, value.current()));
+    Pending sent = context.send(partner, places.value());  // NOLINT(misc-const-correctness): co_await changes it
+    Result<std::span<std::byte>> place = places.next(sent.done());
+    if (!place) co_return place.status();
+    // NOLINTNEXTLINE(misc-const-correctness): as above
+    Pending received = context.receive_combine(partner, *place, places.value().data(), reducer, order);
+    HVD_CO_RETURN_IF_ERROR(co_await sent);
     HVD_CO_RETURN_IF_ERROR(co_await received);
-    value.swap();
+    places.step(*place);
   }
-  if (rank + paired < size) HVD_CO_RETURN_IF_ERROR(co_await context.send(rank + paired, value.current()));
-  value.finish();
+  places.finish();
+  if (folded < size) HVD_CO_RETURN_IF_ERROR(co_await context.send(folded, places.value()));
   co_return Status();
 }
 

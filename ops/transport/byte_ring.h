@@ -48,6 +48,8 @@ class ByteRingWriter {
     consumed_seen_ = control_.consumed.load();
     return written_ - consumed_seen_ < memory_.size();
   }
+  /// The reader has read everything: it need not be told of it.
+  bool all_read() const { return control_.consumed.load() == written_; }
   /// What was to be written last did not fit.
   bool blocked() const { return blocked_; }
 

@@ -38,6 +38,14 @@ bool Fabric::progress() {
   return moved;
 }
 
+void Fabric::hold_bells() {
+  for (const auto& transport : transports_) transport->hold_bells();
+}
+
+void Fabric::ring() {
+  for (const auto& transport : transports_) transport->ring();
+}
+
 bool Fabric::arm() {
   bool silent = true;
   for (const auto& transport : transports_) {

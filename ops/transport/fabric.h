@@ -35,6 +35,8 @@ class Fabric {
   void cancel(const TransferRef& transfer, const Status& status) { data(transfer->peer).cancel(transfer, status); }
 
   bool progress();
+  void hold_bells();
+  void ring();
   /// As Transport::arm; on false the caller goes on as if awake.
   bool arm();
   void disarm();

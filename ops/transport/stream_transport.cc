@@ -150,7 +150,7 @@ bool StreamTransport::write(Peer& peer) {
     if (!write_current(peer, budget)) break;
     moved = true;
   }
-  if (moved) peer.link->ring();
+  if (moved && !holds_bells_) peer.link->ring();
   return moved;
 }
 
@@ -259,7 +259,7 @@ bool StreamTransport::read(Peer& peer) {
       return true;
     }
   }
-  if (moved) peer.link->ring();
+  if (moved && !holds_bells_) peer.link->ring();
   return moved;
 }
 
@@ -395,7 +395,15 @@ bool StreamTransport::progress() {
   return moved;
 }
 
+void StreamTransport::ring() {
+  for (Peer* peer : active_) {
+    if (peer->lost.ok()) peer->link->ring();
+  }
+}
+
 bool StreamTransport::arm() {
+  holds_bells_ = false;
+  ring();
   wakeup_->set_sleeping(true);
   // What is left to write, because a budget was used up, goes on now; only a link that is full wakes the sleeper.
   bool wrote = false;

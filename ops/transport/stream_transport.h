@@ -41,6 +41,8 @@ class StreamTransport final : public Transport {
   std::string_view name() const override { return settings_.name; }
   void cancel(const TransferRef& transfer, const Status& status) override;
   bool progress() override;
+  void hold_bells() override { holds_bells_ = true; }
+  void ring() override;
   bool arm() override;
   void disarm() override;
   int wake_fd() const override { return wakeup_->fd(); }
@@ -115,6 +117,7 @@ class StreamTransport final : public Transport {
   std::unique_ptr<Wakeup> wakeup_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by global rank; nullptr: not reached by this transport
   std::vector<Peer*> active_;
+  bool holds_bells_ = false;
 };
 
 }  // namespace hvd

@@ -91,6 +91,9 @@ class [[nodiscard]] Pending {
   Pending() = default;
   explicit Pending(TransferRef transfer) : transfer_(std::move(transfer)) {}
 
+  /// Whether it has ended; a send then needs its memory no more.
+  bool done() const { return transfer_->done(); }
+
   bool await_ready() const { return transfer_->done(); }
   void await_suspend(std::coroutine_handle<> waiter) { transfer_->set_waiter(waiter); }
   Status await_resume() const { return transfer_->status(); }

@@ -60,7 +60,13 @@ class Transport {
   /// Moves what can be moved without waiting, at most about 256 KiB a peer. True when anything moved.
   virtual bool progress() = 0;
 
-  /// Before the owner sleeps: from now on peers ring. False when something arrived meanwhile: progress again.
+  /// Peers that sleep are not woken at once any more, but by `ring`, or by `arm` at the latest: the owner looks on for
+  /// a while, and a peer may come by itself.
+  virtual void hold_bells() {}
+  /// Wakes the peers that sleep and have something to read, or room for what did not fit.
+  virtual void ring() {}
+  /// Before the owner sleeps: peers are rung, and from now on peers ring. False when something arrived meanwhile:
+  /// progress again.
   virtual bool arm() = 0;
   /// The owner is awake: peers need not ring.
   virtual void disarm() = 0;

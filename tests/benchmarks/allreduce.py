@@ -61,7 +61,7 @@ def measure(size: int, repetitions: int) -> dict[str, Any]:
     data = torch.zeros(size // 4)
     timed = operations(data)
     check(data, timed)
-    calls = max(1, min(100, (1 << 20) // size))
+    calls = max(1, min(100, (4 << 20) // size))
     times: dict[str, list[float]] = {name: [] for name in timed}
     for repetition in range(repetitions + 1):
         for name in random.Random(repetition).sample(list(timed), len(timed)):  # the same order on all ranks
@@ -142,6 +142,7 @@ def plot(lines: list[dict[str, Any]], path: Path, ranks: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--smallest", type=int, default=SIZES[0], help="bytes")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes")
     parser.add_argument("--output", type=Path, help="folder for the JSON file and the picture")
     arguments = parser.parse_args()
@@ -149,7 +150,7 @@ def main() -> None:
     hvd.init()
     start_gloo()
     rank, ranks = hvd.rank(), hvd.size()
-    sizes = [size for size in SIZES if size <= arguments.largest]
+    sizes = [size for size in SIZES if arguments.smallest <= size <= arguments.largest]
     lines = [
         measure(size, arguments.repetitions) for size in tqdm(sizes, desc=f"allreduce, np {ranks}", disable=rank != 0)
     ]

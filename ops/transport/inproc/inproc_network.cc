@@ -47,16 +47,17 @@ class InprocLink final : public Link {
 
   std::size_t write_some(std::span<const std::byte> bytes) override {
     const std::size_t count = writer_.write_some(bytes);
-    if (count > 0) must_ring_ = true;
+    if (count > 0) wrote_ = true;
     return count;
   }
   std::span<const std::byte> peek() override { return reader_.peek(); }
   void consume(std::size_t count) override {
     reader_.consume(count);
-    if (reader_.writer_is_blocked()) must_ring_ = true;
+    if (reader_.writer_is_blocked()) made_room_ = true;
   }
   void ring() override {
-    if (std::exchange(must_ring_, false) && peer_->sleeping.load()) peer_->wake();
+    const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
+    if ((std::exchange(made_room_, false) || unread) && peer_->sleeping.load()) peer_->wake();
   }
   bool has_news() override {
     return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_has_ended();
@@ -78,7 +79,8 @@ class InprocLink final : public Link {
   std::shared_ptr<InprocNetwork::Ring> in_;
   ByteRingWriter writer_;
   ByteRingReader reader_;
-  bool must_ring_ = false;
+  bool wrote_ = false;      // since the last ring
+  bool made_room_ = false;  // for a writer that found none
 };
 
 class InprocWakeup final : public Wakeup {

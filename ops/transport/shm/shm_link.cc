@@ -44,18 +44,19 @@ std::size_t ShmLink::write_some(std::span<const std::byte> bytes) {
     written += count;
     if (count < wanted) break;
   }
-  if (written > 0) must_ring_ = true;
+  if (written > 0) wrote_ = true;
   return written;
 }
 
 void ShmLink::consume(std::size_t count) {
   consumed_ += count;
   reader_.consume(count);
-  if (reader_.writer_is_blocked()) must_ring_ = true;
+  if (reader_.writer_is_blocked()) made_room_ = true;
 }
 
 void ShmLink::ring() {
-  if (!std::exchange(must_ring_, false)) return;
+  const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
+  if (!std::exchange(made_room_, false) && !unread) return;
   const std::uint64_t sleep = peer_sleeps_.load();
   // Once a sleep is enough: the doorbell stays up until the peer has looked.
   if (sleep % 2 == 0 || sleep == rung_sleep_) return;

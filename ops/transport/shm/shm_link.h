@@ -32,7 +32,8 @@ class ShmLink final : public Link {
   ByteRingReader reader_;
   std::uint64_t consumed_ = 0;
   std::uint64_t rung_sleep_ = 0;  // the sleep that this link has ended already
-  bool must_ring_ = false;
+  bool wrote_ = false;            // since the last ring
+  bool made_room_ = false;        // for a writer that found none
 };
 
 }  // namespace hvd
