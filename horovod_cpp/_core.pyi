@@ -20,6 +20,8 @@ ALLREDUCE: int
 ALLGATHER: int
 BROADCAST: int
 BARRIER: int
+REDUCESCATTER: int
+ALLTOALL: int
 
 UINT8: int
 INT8: int
@@ -70,8 +72,14 @@ class Handle:
     def poll(self) -> bool:
         """True when done, be it well or with an error."""
 
-    def to_dlpack(self) -> object:
-        """The output of an allgather that is done, once; takes the handle along."""
+    def to_dlpack(self, index: int, /) -> object:
+        """An output that the library made, once it is done; each once."""
+
+    def received_splits(self) -> list[int]:
+        """Of an alltoall that is done: rows from each rank of the set."""
+
+    def last_joined_rank(self) -> int:
+        """Of a join that is done."""
 
 def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int]) -> None:
     """Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch."""
@@ -113,6 +121,40 @@ def enqueue(
     /,
 ) -> Handle:
     """Hand a tensor over; see ``hvd_operation`` in c_api.h. Does not block."""
+
+def enqueue_group(
+    op: int,
+    members: Sequence[tuple[int, Sequence[int], int, int]],
+    name: str | None,
+    process_set: int,
+    reduce_op: int,
+    prescale: float,
+    postscale: float,
+    call_site_file: str | None,
+    call_site_line: int,
+    caller_waits: bool,
+    keep_alive: object,
+    /,
+) -> Handle:
+    """Hand several tensors (dtype, shape, input, output) over as one operation. Does not block."""
+
+def enqueue_alltoall(
+    dtype: int,
+    shape: Sequence[int],
+    input: int,
+    splits: Sequence[int] | None,
+    name: str | None,
+    process_set: int,
+    call_site_file: str | None,
+    call_site_line: int,
+    caller_waits: bool,
+    keep_alive: object,
+    /,
+) -> Handle:
+    """Hand a tensor over that is to be split; without `splits` in equal shares. Does not block."""
+
+def enqueue_join(call_site_file: str | None, call_site_line: int, /) -> Handle:
+    """This rank has no more data. Does not block; the wait ends when all ranks have joined."""
 
 def wait_all(handles: Sequence[Handle], /) -> None:
     """Block until all handles are done, be it well or with an error. Ctrl-C ends the wait, not the operations."""

@@ -1,9 +1,12 @@
 #include "ops/host_backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "ops/algorithms/ring_schedule.h"
+#include "ops/reduce/neutral.h"
 
 namespace hvd {
 namespace {
@@ -13,27 +16,40 @@ namespace {
 // the company.
 class FusedLayout {
  public:
-  FusedLayout(const AllreduceCall& call, int parts) : call_(call), element_(size_of(call.dtype)), parts_(parts) {}
+  /// A tensor is cut between items: elements, or rows of them.
+  struct Items {
+    std::size_t count;
+    std::size_t bytes;  // of one
+  };
+  struct Piece {
+    std::size_t tensor;
+    std::size_t begin;  // within the tensor, in bytes
+    std::size_t bytes;
+    std::size_t place;  // within the buffer
+  };
+
+  FusedLayout(std::vector<Items> tensors, int parts) : tensors_(std::move(tensors)), parts_(parts) {}
 
   std::vector<std::size_t> chunks() const {
     std::vector<std::size_t> bounds{0};
     for (int part = 0; part < parts_; ++part) {
       std::size_t end = bounds.back();
-      for (const AllreduceTensor& tensor : call_.tensors) end += slice(tensor, part).bytes;
+      for (const Items& items : tensors_) end += slice(items, part).bytes;
       bounds.push_back(end);
     }
     return bounds;
   }
 
-  void pack() const {
-    walk([&](const AllreduceTensor& tensor, std::size_t begin, std::size_t bytes, std::byte* place) {
-      std::memcpy(place, tensor.input + begin, bytes);
-    });
-  }
-  void unpack() const {
-    walk([&](const AllreduceTensor& tensor, std::size_t begin, std::size_t bytes, const std::byte* place) {
-      std::memcpy(tensor.output + begin, place, bytes);
-    });
+  template <typename Visit>
+  void for_each_piece(Visit visit) const {
+    std::size_t place = 0;
+    for (int part = 0; part < parts_; ++part) {
+      for (std::size_t i = 0; i < tensors_.size(); ++i) {
+        const Slice piece = slice(tensors_[i], part);
+        if (piece.bytes > 0) visit(Piece{i, piece.begin, piece.bytes, place});
+        place += piece.bytes;
+      }
+    }
   }
 
  private:
@@ -42,29 +58,54 @@ class FusedLayout {
     std::size_t bytes;
   };
 
-  Slice slice(const AllreduceTensor& tensor, int part) const {
-    const std::size_t begin = slice_begin(tensor.count, parts_, part) * element_;
-    return {begin, slice_begin(tensor.count, parts_, part + 1) * element_ - begin};
+  Slice slice(const Items& items, int part) const {
+    const std::size_t begin = slice_begin(items.count, parts_, part) * items.bytes;
+    return {begin, slice_begin(items.count, parts_, part + 1) * items.bytes - begin};
   }
 
-  template <typename Copy>
-  void walk(Copy copy) const {
-    std::byte* place = call_.fusion.data();
-    for (int part = 0; part < parts_; ++part) {
-      for (const AllreduceTensor& tensor : call_.tensors) {
-        const Slice piece = slice(tensor, part);
-        if (piece.bytes > 0) copy(tensor, piece.begin, piece.bytes, place);
-        place += piece.bytes;
-      }
-    }
-  }
-
-  const AllreduceCall& call_;
-  std::size_t element_;
+  std::vector<Items> tensors_;
   int parts_;
 };
 
-Status finish_scaling(const AllreduceCall& call, std::byte* data, std::size_t count, int size) {
+FusedLayout layout_of(const AllreduceCall& call, int parts) {
+  std::vector<FusedLayout::Items> items;
+  for (const AllreduceTensor& tensor : call.tensors) items.push_back({tensor.count, size_of(call.dtype)});
+  return {std::move(items), parts};
+}
+
+FusedLayout layout_of(const ReducescatterCall& call, int parts) {
+  std::vector<FusedLayout::Items> items;
+  for (const ReducescatterTensor& tensor : call.tensors) {
+    items.push_back({tensor.rows, tensor.row_elements * size_of(call.dtype)});
+  }
+  return {std::move(items), parts};
+}
+
+template <typename Call>
+void pack(const Call& call, const FusedLayout& layout, std::byte* buffer) {
+  layout.for_each_piece([&](const FusedLayout::Piece& piece) {
+    const std::byte* input = call.tensors[piece.tensor].input;
+    if (input != nullptr) std::memcpy(buffer + piece.place, input + piece.begin, piece.bytes);
+  });
+}
+
+void unpack(const AllreduceCall& call, const FusedLayout& layout, const std::byte* buffer) {
+  layout.for_each_piece([&](const FusedLayout::Piece& piece) {
+    std::byte* output = call.tensors[piece.tensor].output;
+    if (output != nullptr) std::memcpy(output + piece.begin, buffer + piece.place, piece.bytes);
+  });
+}
+
+// After the prescale, which is not for them.
+void fill_missing(const AllreduceCall& call, const FusedLayout& layout, std::byte* buffer) {
+  layout.for_each_piece([&](const FusedLayout::Piece& piece) {
+    if (call.tensors[piece.tensor].input != nullptr) return;
+    fill_neutral(buffer + piece.place, call.dtype, piece.bytes / size_of(call.dtype), call.reduce_op);
+  });
+}
+
+template <typename Call>
+Status finish_scaling(const Call& call, std::byte* data, std::size_t count, int size) {
   if (call.reduce_op == ReduceOp::kAverage) HVD_RETURN_IF_ERROR(divide(data, call.dtype, count, size));
   if (call.postscale != 1.0) HVD_RETURN_IF_ERROR(scale(data, call.dtype, count, call.postscale));
   return {};
@@ -86,16 +127,18 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {
   const AllreduceAlgorithm& algorithm =
       select_allreduce({call.tensors.front().count * element, context.size(), call.small_limit_bytes});
   const int parts = algorithm.uses_chunks ? context.size() : 1;
-  const FusedLayout layout(call, parts);
+  const FusedLayout layout = layout_of(call, parts);
   const bool fused = call.tensors.size() > 1;
+  const auto has_no_input = [](const AllreduceTensor& tensor) { return tensor.input == nullptr; };
+  const bool some_missing = std::any_of(call.tensors.begin(), call.tensors.end(), has_no_input);
   ReduceBuffer buffer;
   if (fused) {
-    layout.pack();
+    pack(call, layout, call.fusion.data());
     buffer.input = buffer.output = call.fusion.data();
     buffer.bytes = fusion_bytes(call);
   } else {
     const AllreduceTensor& tensor = call.tensors.front();
-    buffer.input = tensor.input;
+    buffer.input = some_missing ? tensor.output : tensor.input;
     buffer.output = tensor.output;
     buffer.bytes = tensor.count * element;
   }
@@ -106,12 +149,74 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {
     buffer.input = buffer.output;
     HVD_CO_RETURN_IF_ERROR(scale(buffer.output, call.dtype, count, call.prescale));
   }
+  if (some_missing) fill_missing(call, layout, buffer.output);
   std::byte* const result = buffer.output;
   if (context.size() > 1) {
     HVD_CO_RETURN_IF_ERROR(co_await algorithm.run(context, std::move(buffer), *reducer));
   }
   HVD_CO_RETURN_IF_ERROR(finish_scaling(call, result, count, context.size()));
-  if (fused) layout.unpack();
+  if (fused) unpack(call, layout, result);
+  co_return Status();
+}
+
+std::size_t scattered_rows(std::size_t rows, int size, int index) {
+  return slice_begin(rows, size, index + 1) - slice_begin(rows, size, index);
+}
+
+Task<Status> host_reducescatter(CollectiveContext& context, ReducescatterCall call) {
+  Result<Reducer> reducer = find_reducer(call.dtype, call.reduce_op);
+  if (!reducer) co_return reducer.status();
+  const FusedLayout layout = layout_of(call, context.size());
+  const bool fused = call.tensors.size() > 1;
+  ScatterBuffer buffer{call.tensors.front().input, call.tensors.front().output, layout.chunks()};
+  const std::size_t bytes = buffer.chunks.back();
+  const auto own = static_cast<std::size_t>(context.rank());
+  const std::size_t own_bytes = buffer.chunks[own + 1] - buffer.chunks[own];
+  if (fused || call.prescale != 1.0) {  // the input is not to be changed
+    std::byte* const copy = context.lease(bytes);
+    if (copy == nullptr) co_return Status::internal("no memory for a copy of what is to be reduced");
+    pack(call, layout, copy);
+    HVD_CO_RETURN_IF_ERROR(scale(copy, call.dtype, bytes / reducer->element_bytes, call.prescale));
+    buffer.input = copy;
+  }
+  if (fused) {
+    buffer.output = context.lease(own_bytes);
+    if (buffer.output == nullptr) co_return Status::internal("no memory for the result of a fused reducescatter");
+  }
+  std::byte* const result = buffer.output;
+  HVD_CO_RETURN_IF_ERROR(co_await reducescatter_algorithms().front().run(context, std::move(buffer), *reducer));
+  HVD_CO_RETURN_IF_ERROR(finish_scaling(call, result, own_bytes / reducer->element_bytes, context.size()));
+  if (fused) {
+    const std::byte* place = result;
+    for (const ReducescatterTensor& tensor : call.tensors) {
+      const std::size_t share =
+          scattered_rows(tensor.rows, context.size(), context.rank()) * tensor.row_elements * reducer->element_bytes;
+      if (share > 0) std::memcpy(tensor.output, place, share);
+      place += share;
+    }
+  }
+  co_return Status();
+}
+
+Task<Status> host_alltoall(CollectiveContext& context, const std::byte* input, std::byte* output,
+                           std::vector<std::size_t> bytes_to, std::vector<std::size_t> bytes_from) {
+  ExchangeBuffer buffer{input, output, {0}, {0}};
+  for (const std::size_t bytes : bytes_to) buffer.to.push_back(buffer.to.back() + bytes);
+  for (const std::size_t bytes : bytes_from) buffer.from.push_back(buffer.from.back() + bytes);
+  co_return co_await alltoall_algorithms().front().run(context, std::move(buffer));
+}
+
+Task<Status> host_exchange_counts(CollectiveContext& context, std::vector<std::int64_t> to,
+                                  std::vector<std::int64_t>& told) {
+  const std::size_t bytes = to.size() * sizeof(std::int64_t);
+  // Transports may need the memory for longer than this coroutine lives.
+  std::byte* const memory = context.lease(2 * bytes);
+  if (memory == nullptr) co_return Status::internal("no memory for the sizes of an alltoall");
+  std::memcpy(memory, to.data(), bytes);
+  const std::vector<std::size_t> each(to.size(), sizeof(std::int64_t));
+  HVD_CO_RETURN_IF_ERROR(co_await host_alltoall(context, memory, memory + bytes, each, each));
+  told.resize(to.size());
+  std::memcpy(told.data(), memory + bytes, bytes);
   co_return Status();
 }
 

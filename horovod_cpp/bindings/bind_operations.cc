@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "horovod_cpp/bindings/bind.h"
 #include "horovod_cpp/bindings/gil.h"
@@ -18,38 +20,106 @@ void release_reference(void* object) { drop_reference(static_cast<PyObject*>(obj
 
 const char* text_or_null(const std::optional<std::string>& text) { return text ? text->c_str() : nullptr; }
 
+// What all operations have.
+struct Common {
+  const std::optional<std::string>& name;
+  int process_set;
+  const std::optional<std::string>& call_site_file;
+  int call_site_line;
+  bool caller_waits;
+};
+
+hvd_operation begin(int op, const Common& common) {
+  refuse_after_fork();
+  if (common.name && common.name->find('\0') != std::string::npos) {
+    throw py::value_error("a name may not contain a zero byte");
+  }
+  hvd_operation operation;
+  HVD_INIT_STRUCT(&operation);
+  operation.op = op;
+  operation.process_set = common.process_set;
+  operation.call_site_line = common.call_site_line;
+  operation.call_site_file = text_or_null(common.call_site_file);
+  operation.name = text_or_null(common.name);
+  operation.caller_waits = common.caller_waits ? 1 : 0;
+  operation.prescale = operation.postscale = 1.0;
+  return operation;
+}
+
+Handle hand_over(hvd_operation& operation, py::object keep_alive, std::vector<int> dtypes) {
+  operation.keep_alive = keep_alive.ptr();
+  operation.release = release_reference;
+  hvd_handle* handle = nullptr;
+  check(hvd_enqueue(&operation, &handle));
+  static_cast<void>(keep_alive.release());  // release_reference has it now
+  return {handle, std::move(dtypes)};
+}
+
+hvd_tensor tensor(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t data) {
+  return {reinterpret_cast<void*>(data),
+          shape.data(),
+          static_cast<std::int32_t>(shape.size()),
+          dtype,
+          HVD_HOST,
+          /*device=*/0};
+}
+
 Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t input, std::uintptr_t output,
                const std::optional<std::string>& name, int process_set, int reduce_op, int root_rank, double prescale,
                double postscale, const std::optional<std::string>& call_site_file, int call_site_line,
                bool caller_waits, py::object keep_alive) {
-  refuse_after_fork();
-  if (name && name->find('\0') != std::string::npos) throw py::value_error("a name may not contain a zero byte");
-  hvd_operation operation;
-  HVD_INIT_STRUCT(&operation);
-  operation.op = op;
-  operation.process_set = process_set;
+  hvd_operation operation = begin(op, {name, process_set, call_site_file, call_site_line, caller_waits});
   operation.reduce_op = reduce_op;
   operation.root_rank = root_rank;
-  operation.call_site_line = call_site_line;
-  operation.call_site_file = text_or_null(call_site_file);
-  operation.name = text_or_null(name);
   operation.prescale = prescale;
   operation.postscale = postscale;
-  operation.input = {reinterpret_cast<void*>(input),
-                     shape.data(),
-                     static_cast<std::int32_t>(shape.size()),
-                     dtype,
-                     HVD_HOST,
-                     /*device=*/0};
-  operation.output = operation.input;
-  operation.output.data = reinterpret_cast<void*>(output);
-  operation.keep_alive = keep_alive.ptr();
-  operation.release = release_reference;
-  operation.caller_waits = caller_waits ? 1 : 0;
-  hvd_handle* handle = nullptr;
-  check(hvd_enqueue(&operation, &handle));
-  static_cast<void>(keep_alive.release());  // release_reference has it now
-  return {handle, dtype};
+  operation.input = tensor(dtype, shape, input);
+  operation.output = tensor(dtype, shape, output);
+  return hand_over(operation, std::move(keep_alive), {dtype});
+}
+
+using Member = std::tuple<int, std::vector<std::int64_t>, std::uintptr_t, std::uintptr_t>;  // dtype, shape, in, out
+
+Handle enqueue_group(int op, const std::vector<Member>& members, const std::optional<std::string>& name,
+                     int process_set, int reduce_op, double prescale, double postscale,
+                     const std::optional<std::string>& call_site_file, int call_site_line, bool caller_waits,
+                     py::object keep_alive) {
+  hvd_operation operation = begin(op, {name, process_set, call_site_file, call_site_line, caller_waits});
+  std::vector<hvd_tensor> inputs;
+  std::vector<hvd_tensor> outputs;
+  std::vector<int> dtypes;
+  for (const auto& [dtype, shape, input, output] : members) {
+    inputs.push_back(tensor(dtype, shape, input));
+    outputs.push_back(tensor(dtype, shape, output));
+    dtypes.push_back(dtype);
+  }
+  operation.reduce_op = reduce_op;
+  operation.prescale = prescale;
+  operation.postscale = postscale;
+  operation.group_count = static_cast<std::int32_t>(inputs.size());
+  operation.group_inputs = inputs.data();
+  operation.group_outputs = outputs.data();
+  return hand_over(operation, std::move(keep_alive), std::move(dtypes));
+}
+
+Handle enqueue_alltoall(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t input,
+                        const std::optional<std::vector<std::int64_t>>& splits, const std::optional<std::string>& name,
+                        int process_set, const std::optional<std::string>& call_site_file, int call_site_line,
+                        bool caller_waits, py::object keep_alive) {
+  static constexpr std::int64_t kNone = 0;
+  hvd_operation operation = begin(HVD_ALLTOALL, {name, process_set, call_site_file, call_site_line, caller_waits});
+  operation.input = tensor(dtype, shape, input);
+  if (splits) {
+    operation.splits = splits->empty() ? &kNone : splits->data();
+    operation.split_count = static_cast<std::int32_t>(splits->size());
+  }
+  return hand_over(operation, std::move(keep_alive), {dtype});
+}
+
+Handle enqueue_join(const std::optional<std::string>& call_site_file, int call_site_line) {
+  hvd_operation operation =
+      begin(HVD_JOIN, {std::nullopt, /*process_set=*/0, call_site_file, call_site_line, /*caller_waits=*/true});
+  return hand_over(operation, py::none(), {});
 }
 
 void bind_numbers(py::module_& module) {
@@ -57,6 +127,8 @@ void bind_numbers(py::module_& module) {
   module.attr("ALLGATHER") = static_cast<int>(HVD_ALLGATHER);
   module.attr("BROADCAST") = static_cast<int>(HVD_BROADCAST);
   module.attr("BARRIER") = static_cast<int>(HVD_BARRIER);
+  module.attr("REDUCESCATTER") = static_cast<int>(HVD_REDUCESCATTER);
+  module.attr("ALLTOALL") = static_cast<int>(HVD_ALLTOALL);
   module.attr("UINT8") = static_cast<int>(HVD_UINT8);
   module.attr("INT8") = static_cast<int>(HVD_INT8);
   module.attr("INT16") = static_cast<int>(HVD_INT16);
@@ -82,9 +154,14 @@ void bind_operations(py::module_& module) {
   py::class_<Handle>(module, "Handle")
       .def("wait", &Handle::wait, "Block until done; raise on error. Ctrl-C ends the wait, not the operation.")
       .def("poll", &Handle::poll, "True when done, be it well or with an error.")
-      .def("to_dlpack", &Handle::to_dlpack, "The output of an allgather that is done, once; takes the handle along.");
+      .def("to_dlpack", &Handle::to_dlpack, "An output that the library made, once it is done; each once.")
+      .def("received_splits", &Handle::received_splits, "Of an alltoall that is done: rows from each rank of the set.")
+      .def("last_joined_rank", &Handle::last_joined_rank, "Of a join that is done.");
   module.def("wait_all", wait_all, "Block until all handles are done, be it well or with an error.");
   module.def("enqueue", enqueue, "Hand a tensor over; see hvd_operation in c_api.h. Does not block.");
+  module.def("enqueue_group", enqueue_group, "Hand several tensors over as one operation. Does not block.");
+  module.def("enqueue_alltoall", enqueue_alltoall, "Hand a tensor over that is to be split. Does not block.");
+  module.def("enqueue_join", enqueue_join, "This rank has no more data. Does not block.");
 }
 
 }  // namespace hvd::bindings

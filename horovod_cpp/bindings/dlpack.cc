@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "horovod_cpp/bindings/bind.h"
 
@@ -70,7 +71,7 @@ DlDataType dl_data_type(int dtype) {
 }
 
 void delete_managed(DlManagedTensor* managed) {
-  if (!used_after_fork()) hvd_handle_destroy(static_cast<hvd_handle*>(managed->context));
+  delete static_cast<std::shared_ptr<hvd_handle>*>(managed->context);
   delete managed;
 }
 
@@ -81,8 +82,8 @@ void delete_unconsumed(PyObject* capsule) {
 
 }  // namespace
 
-py::capsule dlpack_capsule(hvd_handle* handle, const hvd_output& output, int dtype) {
-  std::unique_ptr<hvd_handle, void (*)(hvd_handle*)> owned_handle(handle, hvd_handle_destroy);
+py::capsule dlpack_capsule(std::shared_ptr<hvd_handle> handle, const hvd_output& output, int dtype) {
+  auto owner = std::make_unique<std::shared_ptr<hvd_handle>>(std::move(handle));
   // The shape is only read, and lives as long as the handle.
   auto managed = std::make_unique<DlManagedTensor>(DlManagedTensor{{output.data,
                                                                     {kDlCpu, 0},
@@ -91,11 +92,11 @@ py::capsule dlpack_capsule(hvd_handle* handle, const hvd_output& output, int dty
                                                                     const_cast<std::int64_t*>(output.shape),
                                                                     /*strides=*/nullptr,
                                                                     /*byte_offset=*/0},
-                                                                   /*context=*/handle,
+                                                                   /*context=*/owner.get(),
                                                                    delete_managed});
   auto capsule = py::reinterpret_steal<py::capsule>(PyCapsule_New(managed.get(), kCapsuleName, delete_unconsumed));
   if (!capsule) throw py::error_already_set();
-  static_cast<void>(owned_handle.release());
+  static_cast<void>(owner.release());
   static_cast<void>(managed.release());
   return capsule;
 }

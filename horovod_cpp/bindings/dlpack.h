@@ -4,11 +4,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
 #include <horovod_cpp/c_api.h>
 
 namespace hvd::bindings {
 
-/// A capsule named "dltensor" over `output`. It owns `handle`, also when this function throws.
-pybind11::capsule dlpack_capsule(hvd_handle* handle, const hvd_output& output, int dtype);
+/// A capsule named "dltensor" over `output`, which keeps `handle` alive.
+pybind11::capsule dlpack_capsule(std::shared_ptr<hvd_handle> handle, const hvd_output& output, int dtype);
 
 }  // namespace hvd::bindings

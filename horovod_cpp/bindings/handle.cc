@@ -2,6 +2,8 @@
 // See handle.h.
 #include "horovod_cpp/bindings/handle.h"
 
+#include <utility>
+
 #include "horovod_cpp/bindings/dlpack.h"
 #include "horovod_cpp/bindings/gil.h"
 
@@ -25,42 +27,49 @@ void wait_in_slices(Wait wait) {
 
 }  // namespace
 
-Handle::~Handle() {
-  if (!used_after_fork()) hvd_handle_destroy(handle_);
-}
-
-void Handle::refuse_if_unusable() const {
-  refuse_after_fork();
-  if (handle_ == nullptr) throw py::value_error("the output of this handle was taken already");
-}
+Handle::Handle(hvd_handle* handle, std::vector<int> dtypes)
+    : handle_(handle,
+              [](hvd_handle* given) {
+                if (!used_after_fork()) hvd_handle_destroy(given);
+              }),
+      dtypes_(std::move(dtypes)) {}
 
 void Handle::wait() {
-  refuse_if_unusable();
-  wait_in_slices([this] { return hvd_handle_wait(handle_, kSliceNanoseconds); });
+  refuse_after_fork();
+  wait_in_slices([this] { return hvd_handle_wait(handle_.get(), kSliceNanoseconds); });
 }
 
 void wait_all(const std::vector<Handle*>& handles) {
   std::vector<hvd_handle*> all;
+  refuse_after_fork();
   all.reserve(handles.size());
-  for (const Handle* handle : handles) {
-    handle->refuse_if_unusable();
-    all.push_back(handle->handle_);
-  }
+  for (const Handle* handle : handles) all.push_back(handle->handle_.get());
   wait_in_slices(
       [&] { return hvd_handles_wait(all.data(), static_cast<std::int32_t>(all.size()), kSliceNanoseconds); });
 }
 
 bool Handle::poll() const {
-  refuse_if_unusable();
-  return hvd_handle_poll(handle_) == 1;
+  refuse_after_fork();
+  return hvd_handle_poll(handle_.get()) == 1;
 }
 
-py::capsule Handle::to_dlpack() {
-  refuse_if_unusable();
+hvd_output Handle::output(int index) const {
+  refuse_after_fork();
   hvd_output output;
   HVD_INIT_STRUCT(&output);
-  check(hvd_handle_output(handle_, &output));
-  return dlpack_capsule(std::exchange(handle_, nullptr), output, dtype_);
+  check(hvd_handle_group_output(handle_.get(), index, &output));
+  return output;
 }
+
+py::capsule Handle::to_dlpack(int index) const {
+  return dlpack_capsule(handle_, output(index), dtypes_.at(static_cast<std::size_t>(index)));
+}
+
+std::vector<std::int64_t> Handle::received_splits() const {
+  const hvd_output result = output(0);
+  return {result.received_splits, result.received_splits + result.received_split_count};
+}
+
+int Handle::last_joined_rank() const { return output(0).last_joined_rank; }
 
 }  // namespace hvd::bindings

@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "horovod_cpp/bindings/bind.h"
@@ -13,27 +13,28 @@ namespace hvd::bindings {
 
 class Handle {
  public:
-  Handle(hvd_handle* handle, int dtype) : handle_(handle), dtype_(dtype) {}
-  Handle(Handle&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)), dtype_(other.dtype_) {}
-  Handle& operator=(Handle&&) = delete;
-  ~Handle();
+  /// `dtypes`: of the tensors of the operation.
+  Handle(hvd_handle* handle, std::vector<int> dtypes);
 
   /// Blocks until done, with a look at Python's signals every 50 ms. Throws ApiError with the operation's failure, or
   /// what a signal handler raised; then the operation goes on and wait() may be called again.
   void wait();
   bool poll() const;
-  /// The output that the engine made (allgather) as a DLPack capsule, which takes the handle with it. Once, after
-  /// wait().
-  pybind11::capsule to_dlpack();
+  /// An output that the engine made, as a DLPack capsule; each once, after wait(). Its memory outlives the handle.
+  pybind11::capsule to_dlpack(int index) const;
+  /// After wait(), of an alltoall: rows from each rank of the set.
+  std::vector<std::int64_t> received_splits() const;
+  /// After wait(), of a join.
+  int last_joined_rank() const;
 
   /// Blocks as `wait` does until all are done, be it well or with a failure.
   friend void wait_all(const std::vector<Handle*>& handles);
 
  private:
-  void refuse_if_unusable() const;
+  hvd_output output(int index) const;
 
-  hvd_handle* handle_;
-  int dtype_;
+  std::shared_ptr<hvd_handle> handle_;
+  std::vector<int> dtypes_;
 };
 
 void wait_all(const std::vector<Handle*>& handles);

@@ -10,17 +10,24 @@
 namespace hvd {
 namespace {
 
-// The requests of all set ranks, in their order; those that came as a cache id are recalled.
-std::vector<Request> requests_by_rank(const ReadinessTable::Pending& pending, const ResponseCache& cache) {
-  std::vector<Request> requests(static_cast<std::size_t>(pending.membership->size()));
-  for (const auto& [set_rank, request] : pending.full) requests[static_cast<std::size_t>(set_rank)] = request;
+struct Said {
+  int set_rank;
+  Request request;
+};
+
+// The requests of all set ranks, in their order, less those that have joined and asked for nothing; those that came as
+// a cache id are recalled.
+std::vector<Said> requests_by_rank(const ReadinessTable::Pending& pending, const ResponseCache& cache) {
+  std::vector<Said> requests;
+  for (const auto& [set_rank, request] : pending.full) requests.push_back({set_rank, request});
   for (const auto& [id, set_ranks] : pending.cached) {
     const ResponseCache::Entry& known = *cache.find(id);
     const OpRule& rule = *find_op_rule(known.agreed.key.op);
     for (const int set_rank : set_ranks) {
-      requests[static_cast<std::size_t>(set_rank)] = rule.recall(known.agreed, known.entry, set_rank);
+      requests.push_back({set_rank, rule.recall(known.agreed, known.entry, set_rank)});
     }
   }
+  std::sort(requests.begin(), requests.end(), [](const Said& a, const Said& b) { return a.set_rank < b.set_rank; });
   return requests;
 }
 
@@ -32,15 +39,15 @@ std::string value_text(const std::string& value, const std::vector<int>& ranks, 
 }
 
 struct Values {
-  struct Said {
+  struct Value {
     std::string value;
     std::vector<int> ranks;
     std::set<std::string> sites;
   };
-  std::vector<Said> said;  // in the order of the ranks that said it first
+  std::vector<Value> said;  // in the order of the ranks that said it first
 
   void add(std::string value, int rank, const std::string& site) {
-    auto place = std::find_if(said.begin(), said.end(), [&](const Said& one) { return one.value == value; });
+    auto place = std::find_if(said.begin(), said.end(), [&](const Value& one) { return one.value == value; });
     if (place == said.end()) place = said.insert(said.end(), {std::move(value), {}, {}});
     place->ranks.push_back(rank);
     if (!site.empty()) place->sites.insert(site);
@@ -48,21 +55,21 @@ struct Values {
 };
 
 // Empty when all ranks agree.
-std::string disagreements(std::span<const Attribute> attributes, const std::vector<Request>& requests,
+std::string disagreements(std::span<const Attribute> attributes, const std::vector<Said>& requests,
                           const Membership& membership, const CallSiteText& call_site) {
   std::string text;
   for (const Attribute& attribute : attributes) {
-    const std::string first = attribute.text(requests.front());
+    const std::string first = attribute.text(requests.front().request);
     const bool alike = std::all_of(requests.begin() + 1, requests.end(),
-                                   [&](const Request& request) { return attribute.text(request) == first; });
+                                   [&](const Said& said) { return attribute.text(said.request) == first; });
     if (alike) continue;
     Values values;
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      const int rank = membership.ranks[i];
-      values.add(attribute.text(requests[i]), rank, call_site(rank, requests[i].call_site));
+    for (const Said& said : requests) {
+      const int rank = membership.ranks[static_cast<std::size_t>(said.set_rank)];
+      values.add(attribute.text(said.request), rank, call_site(rank, said.request.call_site));
     }
     text += fmt::format("{}mismatched {}:", text.empty() ? "" : "; ", attribute.name);
-    for (const Values::Said& said : values.said) {
+    for (const Values::Value& said : values.said) {
       text += fmt::format("{} {}", &said == &values.said.front() ? "" : ";",
                           value_text(said.value, said.ranks, said.sites));
     }
@@ -77,7 +84,7 @@ Response error_response(const OperationKey& key, StatusCode code, std::string te
   response.kind = Response::Kind::kError;
   response.op = key.op;
   response.process_set = key.process_set;
-  response.entries.push_back({key.name, {}, {}, 0});
+  response.entries.push_back({key.name, {}, {}, 0, {}});
   response.error_code = code;
   response.error = std::move(text);
   return response;
@@ -94,7 +101,7 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
     agreement.agreed = known.agreed;
     entry = known.entry;
   } else {
-    const std::vector<Request> requests = requests_by_rank(pending, cache);
+    const std::vector<Said> requests = requests_by_rank(pending, cache);
     const OpRule& rule = *find_op_rule(key.op);
     const std::string differences = disagreements(rule.attributes, requests, *pending.membership, call_site);
     if (!differences.empty()) {
@@ -103,8 +110,8 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
       return agreement;
     }
     std::vector<const Request*> pointers;
-    for (const Request& request : requests) pointers.push_back(&request);
-    agreement.agreed = requests.front();
+    for (const Said& said : requests) pointers.push_back(&said.request);
+    agreement.agreed = requests.front().request;
     entry = rule.entry(pointers);
   }
   const Request& agreed = agreement.agreed;

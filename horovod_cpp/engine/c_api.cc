@@ -8,17 +8,22 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <span>
 #include <utility>
+#include <vector>
 
+#include "horovod_cpp/engine/op_rules/op_rule.h"
 #include "horovod_cpp/engine/session.h"
 
 struct hvd_handle {
   hvd::HandleRef state;
   std::shared_ptr<hvd::Session> session;
-  hvd::OpKind op;
-  std::byte* output = nullptr;  // the caller's, where there is one
-  hvd::Shape shape;
-  std::size_t bytes = 0;
+  struct CallerTensor {  // where the caller gave the memory of the output
+    std::byte* data = nullptr;
+    hvd::Shape shape;
+    std::size_t bytes = 0;
+  };
+  std::vector<CallerTensor> outputs;
 };
 
 namespace {
@@ -101,59 +106,120 @@ Status check_tensor(const hvd_tensor& tensor, const char* what) {
 
 hvd::Shape shape_of(const hvd_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.dimensions}; }
 
+bool has_tensors(hvd::OpKind op) { return op != hvd::OpKind::kBarrier && op != hvd::OpKind::kJoin; }
+bool has_reduction(hvd::OpKind op) { return op == hvd::OpKind::kAllreduce || op == hvd::OpKind::kReducescatter; }
+bool fills_memory_of_caller(hvd::OpKind op) { return op == hvd::OpKind::kAllreduce || op == hvd::OpKind::kBroadcast; }
+
+bool is_operation(std::int32_t op) {
+  return (op >= HVD_ALLREDUCE && op <= HVD_BARRIER) || (op >= HVD_REDUCESCATTER && op <= HVD_JOIN);
+}
+
+std::span<const hvd_tensor> inputs_of(const hvd_operation& operation) {
+  if (operation.group_count == 0) return {&operation.input, 1};
+  return {operation.group_inputs, static_cast<std::size_t>(operation.group_count)};
+}
+
+// Empty where the engine makes the outputs.
+std::span<const hvd_tensor> outputs_of(const hvd_operation& operation, hvd::OpKind op) {
+  if (!fills_memory_of_caller(op)) return {};
+  if (operation.group_count == 0) return {&operation.output, 1};
+  return {operation.group_outputs, static_cast<std::size_t>(operation.group_count)};
+}
+
+Status check_group(const hvd_operation& operation, hvd::OpKind op) {
+  if (operation.group_count == 0) return {};
+  if (!hvd::find_op_rule(op)->groupable) {
+    return Status::invalid_argument(fmt::format("{} takes no group of tensors", hvd::name_of(op)));
+  }
+  const bool without_outputs = fills_memory_of_caller(op) && operation.group_outputs == nullptr;
+  if (operation.group_count < 0 || operation.group_inputs == nullptr || without_outputs) {
+    return Status::invalid_argument(fmt::format("a group of {} tensors comes without them", operation.group_count));
+  }
+  return {};
+}
+
 Status read_request(const hvd_operation& operation, hvd::Request& request) {
-  if (operation.op < HVD_ALLREDUCE || operation.op > HVD_BARRIER) {
+  if (!is_operation(operation.op)) {
     return Status::invalid_argument(fmt::format("operation number {} is not known", operation.op));
   }
   if (operation.process_set < 0 || operation.process_set > 0xffff) {
     return Status::invalid_argument(
         fmt::format("Process set provided does not exist, or has not been registered. (id {})", operation.process_set));
   }
-  request.key.op = static_cast<hvd::OpKind>(operation.op);
+  const auto op = static_cast<hvd::OpKind>(operation.op);
+  request.key.op = op;
   request.key.process_set = static_cast<hvd::ProcessSetId>(operation.process_set);
   if (operation.name != nullptr) request.key.name = operation.name;
-  if (request.key.op == hvd::OpKind::kBarrier) return {};
-  HVD_RETURN_IF_ERROR(check_tensor(operation.input, "the input"));
-  request.dtype = static_cast<hvd::DataType>(operation.input.dtype);
-  request.shape = shape_of(operation.input);
-  if (request.key.op == hvd::OpKind::kAllreduce) {
+  if (op == hvd::OpKind::kJoin) request.key.name = hvd::kJoinName;
+  if (!has_tensors(op)) return {};
+  HVD_RETURN_IF_ERROR(check_group(operation, op));
+  const std::span<const hvd_tensor> inputs = inputs_of(operation);
+  for (const hvd_tensor& input : inputs) HVD_RETURN_IF_ERROR(check_tensor(input, "the input"));
+  request.dtype = static_cast<hvd::DataType>(inputs.front().dtype);
+  request.shape = shape_of(inputs.front());
+  for (const hvd_tensor& input : inputs.subspan(1)) {
+    request.more.push_back({static_cast<hvd::DataType>(input.dtype), shape_of(input)});
+  }
+  if (has_reduction(op)) {
     request.reduce_op = static_cast<hvd::ReduceOp>(operation.reduce_op);
     request.prescale = operation.prescale;
     request.postscale = operation.postscale;
   }
-  if (request.key.op == hvd::OpKind::kBroadcast) request.root_rank = operation.root_rank;
+  if (op == hvd::OpKind::kBroadcast) request.root_rank = operation.root_rank;
+  if (op == hvd::OpKind::kAlltoall && operation.splits != nullptr) {
+    request.splits.assign(operation.splits, operation.splits + std::max(operation.split_count, 0));
+    // An empty list is one that is too short, not the absence of one.
+    if (request.splits.empty()) request.splits.push_back(0);
+  }
   return {};
 }
 
-// Memory that an operation on a tensor needs; an empty tensor may have none.
+// Memory that an operation on tensors needs; an empty tensor may have none.
 Status check_memory(const hvd::Request& request, const hvd_operation& operation) {
-  if (request.key.op == hvd::OpKind::kBarrier) return {};
-  hvd::Result<std::int64_t> count = hvd::element_count(request.shape);
-  if (!count) return count.status();
-  const bool needs_output = request.key.op != hvd::OpKind::kAllgather;
-  if (*count > 0 && (operation.input.data == nullptr || (needs_output && operation.output.data == nullptr))) {
-    return Status::invalid_argument(fmt::format("{} '{}': a tensor of shape {} comes without memory",
-                                                hvd::name_of(request.key.op), request.key.name,
-                                                hvd::shape_text(request.shape)));
+  if (!has_tensors(request.key.op)) return {};
+  const std::span<const hvd_tensor> inputs = inputs_of(operation);
+  const std::span<const hvd_tensor> outputs = outputs_of(operation, request.key.op);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const hvd::Shape shape = shape_of(inputs[i]);
+    hvd::Result<std::int64_t> count = hvd::element_count(shape);
+    if (!count) return count.status();
+    if (*count > 0 && (inputs[i].data == nullptr || (!outputs.empty() && outputs[i].data == nullptr))) {
+      return Status::invalid_argument(fmt::format("{} '{}': a tensor of shape {} comes without memory",
+                                                  hvd::name_of(request.key.op), request.key.name,
+                                                  hvd::shape_text(shape)));
+    }
   }
   return {};
+}
+
+void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_handle& handle) {
+  if (!has_tensors(entry.request.key.op)) return;
+  const std::span<const hvd_tensor> inputs = inputs_of(operation);
+  const std::span<const hvd_tensor> outputs = outputs_of(operation, entry.request.key.op);
+  const std::vector<hvd::TensorType> types = hvd::tensors_of(entry.request);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    hvd::TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
+    if (!outputs.empty()) {
+      memory.output = static_cast<std::byte*>(outputs[i].data);
+      handle.outputs.push_back({memory.output, types[i].shape, hvd::bytes_of(types[i])});
+    }
+    if (i == 0) {
+      entry.input = memory.input;
+      entry.output = memory.output;
+    } else {
+      entry.more.push_back(memory);
+    }
+  }
 }
 
 Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& operation, hvd_handle** handle) {
   hvd::TensorEntry entry;
   HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
   HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
-  const hvd::Request& request = entry.request;
   auto made = std::make_unique<hvd_handle>();
   made->state = std::make_shared<hvd::HandleState>();
   made->session = here;
-  made->op = request.key.op;
-  made->shape = request.shape;
-  made->output = static_cast<std::byte*>(operation.output.data);
-  const hvd::Result<std::int64_t> count = hvd::element_count(request.shape);
-  made->bytes = static_cast<std::size_t>(count.value()) * hvd::size_of(request.dtype);
-  entry.input = static_cast<const std::byte*>(operation.input.data);
-  entry.output = made->output;
+  take_memory(operation, entry, *made);
   entry.handle = made->state;
   // A refused operation must not release what it never took over: armed only once the queue has it.
   const auto armed = std::make_shared<std::shared_ptr<void>>();
@@ -335,18 +401,30 @@ int hvd_handle_poll(const hvd_handle* handle) {
   return 0;
 }
 
-int hvd_handle_output(hvd_handle* handle, hvd_output* output) {
+int hvd_handle_output(hvd_handle* handle, hvd_output* output) { return hvd_handle_group_output(handle, 0, output); }
+
+int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* output) {
   return guarded([&]() -> Status {
     if (!handle->state->done()) return Status::precondition("the operation has not ended yet; wait for its handle");
     HVD_RETURN_IF_ERROR(handle->state->status());
-    hvd::OperationOutput& result = handle->state->output();
-    const bool gathered = handle->op == hvd::OpKind::kAllgather;
-    const hvd::Shape& shape = gathered ? result.shape : handle->shape;
+    const hvd::OperationOutput& result = handle->state->output();
+    const auto place = static_cast<std::size_t>(index);
+    const bool given = place < handle->outputs.size();
+    const bool made = place < result.tensors.size();
+    if (index < 0 || (index > 0 && !given && !made)) {
+      return Status::invalid_argument(fmt::format("the operation has no output number {}", index));
+    }
     hvd_output filled{};
-    filled.dimensions = static_cast<int32_t>(shape.size());
-    filled.shape = shape.data();
-    filled.data = gathered ? result.data : handle->output;
-    filled.bytes = static_cast<int64_t>(gathered ? result.bytes : handle->bytes);
+    if (given || made) {
+      const hvd::Shape& shape = given ? handle->outputs[place].shape : result.tensors[place].shape;
+      filled.dimensions = static_cast<int32_t>(shape.size());
+      filled.shape = shape.data();
+      filled.data = given ? handle->outputs[place].data : result.tensors[place].memory.get();
+      filled.bytes = static_cast<int64_t>(given ? handle->outputs[place].bytes : result.tensors[place].bytes);
+    }
+    filled.received_splits = result.received.data();
+    filled.received_split_count = static_cast<int32_t>(result.received.size());
+    filled.last_joined_rank = result.last_joined;
     write_struct(output, filled);
     return {};
   });

@@ -84,9 +84,11 @@ void Controller::follow(ResponsesMessage message, TimePoint now) {
     if (sent == sent_as_id_.end()) continue;
     sent_whole_[sent->second.key] = sent->second;
     again.requests.push_back(std::move(sent->second));
+    ++again.forgotten;
     sent_as_id_.erase(sent);
   }
-  if (!again.requests.empty()) submit(std::move(again), now);
+  again.forgotten += std::exchange(given_up_, 0);
+  if (again.forgotten > 0) submit(std::move(again), now);
 }
 
 // Fills in what travels as an id, and remembers what travels whole for the first time.
@@ -112,6 +114,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     agreed.postscale = response.postscale;
     agreed.root_rank = response.root_rank;
     agreed.shape = entry.shape;
+    agreed.more = entry.more;
     cache_.remember({entry.cache_id, std::move(agreed), entry});
   }
   return true;
@@ -155,6 +158,7 @@ void Controller::apply(const Response& response) {
     std::erase_if(sent_as_id_, [&](const auto& sent) {
       const OperationKey& key = sent.second.key;
       if (key.process_set != removed) return false;
+      ++given_up_;
       actions_.responses.push_back(
           error_response(key, StatusCode::kPrecondition,
                          fmt::format("{} '{}': process set {} has been removed", name_of(key.op), key.name, removed)));

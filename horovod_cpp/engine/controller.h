@@ -56,6 +56,7 @@ class Controller {
   ResponseCache cache_;
   std::unordered_map<CacheId, Request> sent_as_id_;  // in flight; sent whole if the id is forgotten meanwhile
   std::map<OperationKey, Request> sent_whole_;       // in flight; what a response is remembered with
+  std::uint32_t given_up_ = 0;                       // of these, ids of removed sets; the coordinator is to know
   std::set<int> lost_;
   Actions actions_;
   bool ended_ = false;

@@ -36,6 +36,8 @@ void Coordinator::on_requests(int rank, RequestsMessage message, TimePoint now, 
   for (CallSiteDefinition& site : message.call_sites) call_sites_[{rank, site.id}] = std::move(site.text);
   for (Request& request : message.requests) take_request(rank, std::move(request), now, out);
   for (const CacheId id : message.cached) take_cached(rank, id, now);
+  if (message.forgotten > 0) forgotten_[rank] -= std::min(forgotten_[rank], message.forgotten);
+  if (!joining_.empty()) take_joins(now);
 }
 
 void Coordinator::take_request(int rank, Request request, TimePoint now, Outbox& out) {
@@ -56,29 +58,84 @@ void Coordinator::take_request(int rank, Request request, TimePoint now, Outbox&
     return;
   }
   readiness_.add_full(membership, *index, std::move(request), now);
-  if (readiness_.find(key)->ready()) settle(key, now);
+  if (key.op == OpKind::kJoin) joining_.insert(rank);
+  if (is_ready(key)) settle(key, now);
+}
+
+// A rank that has joined is missed by nobody: what waited for it alone goes on. Its join counts when all that it asked
+// for before is here.
+void Coordinator::take_joins(TimePoint now) {
+  for (auto rank = joining_.begin(); rank != joining_.end();) {
+    if (forgotten_[*rank] > 0) {
+      ++rank;
+      continue;
+    }
+    last_joined_ = *rank;
+    joined_.insert(*rank);
+    rank = joining_.erase(rank);
+  }
+  for (const OperationKey& key : readiness_.waiting()) {
+    if (key.op != OpKind::kJoin && is_ready(key)) settle(key, now);
+  }
+  const OperationKey join{0, OpKind::kJoin, std::string(kJoinName)};
+  if (is_ready(join)) settle(join, now);
+}
+
+bool Coordinator::is_ready(const OperationKey& key) const {
+  if (key.op == OpKind::kJoin) return static_cast<int>(joined_.size()) == everyone_->size();
+  const ReadinessTable::Pending* pending = readiness_.find(key);
+  if (pending == nullptr) return false;
+  const int missing = pending->membership->size() - pending->asked;
+  // Counted only where it may be enough: with many ranks it takes long.
+  return missing == 0 || (missing <= static_cast<int>(joined_.size()) &&
+                          missing == static_cast<int>(joined_missing(*pending).size()));
+}
+
+std::vector<int> Coordinator::joined_missing(const ReadinessTable::Pending& pending) const {
+  std::vector<int> ranks = pending.missing();
+  std::erase_if(ranks, [this](int rank) { return !joined_.contains(rank); });
+  return ranks;
 }
 
 // An id that is not known here was forgotten while it was on its way: its sender will read that in the stream and
 // send the request in full.
 void Coordinator::take_cached(int rank, CacheId id, TimePoint now) {
+  if (ended_) return;
   const ResponseCache::Entry* known = cache_.find(id);
-  if (known == nullptr || ended_) return;
+  if (known == nullptr) {
+    ++forgotten_[rank];
+    return;
+  }
   const OperationKey key = known->agreed.key;
   const MembershipRef membership = sets_.find(key.process_set);
   const std::optional<int> index = membership ? membership->index_of(rank) : std::nullopt;
   if (!index || !sets_.failure(key.process_set).ok()) return;
   readiness_.add_cached(membership, *index, key, id, now);
-  if (readiness_.find(key)->ready()) settle(key, now);
+  if (is_ready(key)) settle(key, now);
 }
 
 void Coordinator::settle(const OperationKey& key, TimePoint now) {
   const ReadinessTable::Pending pending = readiness_.take(key);
+  if (const std::vector<int> joined = joined_missing(pending);
+      !joined.empty() && !find_op_rule(key.op)->runs_with_joined) {
+    ready_.push_back(
+        {error_response(
+             key, StatusCode::kPrecondition,
+             fmt::format("{} '{}': {} joined, having no more data; only allreduce and barrier go on without "
+                         "the ranks that have joined",
+                         name_of(key.op), key.name, rank_text(joined) + (joined.size() > 1 ? " have" : " has"))),
+         now});
+    return;
+  }
   Agreement agreement =
       agree(key, pending, cache_, [this](int rank, std::uint32_t site) { return call_site_text(rank, site); });
   if (agreement.response.kind == Response::Kind::kExecute) {
     settle_process_set(agreement.response, agreement.agreed);
     remember(agreement);
+  }
+  if (key.op == OpKind::kJoin) {
+    agreement.response.root_rank = last_joined_;
+    joined_.clear();
   }
   ready_.push_back({std::move(agreement.response), now + settings_.company_time});
 }
@@ -211,6 +268,9 @@ void Coordinator::on_peer_lost(int rank, const std::string& reason, Outbox& out)
   if (!lost_.insert(rank).second) return;
   const std::string text = reason.empty() ? fmt::format("rank {} is lost", rank) : reason;
   sets_.fail_sets_with(rank, Status::internal(text));
+  // The set of all ranks has failed, and with it every join.
+  joining_.clear();
+  joined_.clear();
   const std::vector<std::byte> message = encode(PeerLostMessage{rank, text});
   for (const int peer : without(everyone_->ranks, lost_)) out.messages.emplace_back(peer, message);
   for (const ProcessSetId id : sets_.ids_with(rank)) {

@@ -57,6 +57,9 @@ class Coordinator {
   void take_request(int rank, Request request, TimePoint now, Outbox& out);
   void take_cached(int rank, CacheId id, TimePoint now);
   void settle(const OperationKey& key, TimePoint now);
+  bool is_ready(const OperationKey& key) const;
+  std::vector<int> joined_missing(const ReadinessTable::Pending& pending) const;
+  void take_joins(TimePoint now);
   void settle_process_set(Response& response, const Request& agreed);
   void remember(Agreement& agreement);
   void make_room(Outbox& out);
@@ -77,6 +80,10 @@ class Coordinator {
   std::map<ProcessSetId, std::uint64_t> calls_;
   std::map<std::pair<int, std::uint32_t>, std::string> call_sites_;
   std::set<int> lost_;
+  std::map<int, std::uint32_t> forgotten_;  // ids that came too late, by rank; their requests will come whole
+  std::set<int> joining_;                   // ranks that want to join, and from which such requests may yet come
+  std::set<int> joined_;                    // ranks that have no more data; until all have joined
+  int last_joined_ = -1;
   int in_flight_ = 0;
   bool ended_ = false;
 };

@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <utility>
 
-#include "horovod_cpp/engine/fusion_planner.h"
+#include "horovod_cpp/engine/op_rules/op_rule.h"
 #include "ops/host_backend.h"
 
 namespace hvd {
@@ -16,11 +17,28 @@ namespace {
 // channel number (they come round after 65,536).
 constexpr std::uint64_t kWindow = 1024;
 
-constexpr bool is_collective(OpKind op) { return op != OpKind::kProcessSetAdd && op != OpKind::kProcessSetRemove; }
+std::size_t row_elements(const Shape& shape) {
+  return static_cast<std::size_t>(element_count(Shape(shape.begin() + 1, shape.end())).value());
+}
 
-std::size_t bytes_of(const Response& response, const Shape& shape) {
-  const Result<std::int64_t> count = element_count(shape);
-  return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(response.dtype) : 0;
+Status no_memory(std::size_t bytes) { return Status::internal(fmt::format("no memory for {} bytes", bytes)); }
+
+// A tensor that the operation makes: the shape of what went in, with other rows.
+Result<OutputTensor> make_output(const TensorType& like, std::int64_t rows) {
+  OutputTensor made;
+  made.shape = like.shape;
+  made.shape.front() = rows;
+  const Result<std::int64_t> count = element_count(made.shape);
+  if (!count.ok()) return count.status();
+  made.bytes = static_cast<std::size_t>(count.value()) * size_of(like.dtype);
+  made.memory = allocate_host(made.bytes);
+  if (!made.memory) return no_memory(made.bytes);
+  return made;
+}
+
+// The memory of one tensor of an entry.
+TensorEntry::Memory memory_of(const TensorEntry& entry, std::size_t index) {
+  return index == 0 ? TensorEntry::Memory{entry.input, entry.output} : entry.more[index - 1];
 }
 
 }  // namespace
@@ -38,16 +56,25 @@ void Executor::carry_out(Response response) {
   std::vector<TensorEntry> entries;
   for (const ResponseEntry& entry : response.entries) {
     std::optional<TensorEntry> found = queue_.take({response.process_set, response.op, entry.name});
+    if (!found) found = stand_in(response, entry);
     if (found) entries.push_back(std::move(*found));
   }
   if (response.kind == Response::Kind::kError) {
     end_entries(std::move(entries), response.status());
     return;
   }
-  if (entries.size() != response.entries.size()) {  // the set has failed here meanwhile, and with it its handles
-    end_entries(std::move(entries), Status::internal("a part of a fused call is not there any more"));
+  if (entries.size() != response.entries.size()) {
+    // The set has failed here meanwhile, and with it its handles; or the join of this rank, which then no longer takes
+    // part in what others agreed on while it did. These do not know that.
+    const Status gone = Status::internal(
+        fmt::format("{} is not there any more on rank {}", entries.empty() ? "it" : "a part of it", fabric_.rank()));
+    end_entries(std::move(entries), gone);
+    if (sets_.failure(response.process_set).ok()) {
+      on_call_ended_({response.process_set, response.call, gone, in_flight_});
+    }
     return;
   }
+  if (response.op == OpKind::kJoin) queue_.begin_epoch();
   auto call = std::make_shared<Call>();
   call->priority = next_priority_++;
   // A response that changes the sets has been applied already: it runs in the set of all ranks, which stays.
@@ -58,6 +85,23 @@ void Executor::carry_out(Response response) {
   lane.waiting.push_back(std::move(call));
   ++queued_;
   start_what_may(lane);
+}
+
+// What a rank brings that has joined: nothing that changes the result.
+std::optional<TensorEntry> Executor::stand_in(const Response& response, const ResponseEntry& entry) const {
+  if (response.kind != Response::Kind::kExecute || !find_op_rule(response.op)->runs_with_joined) return std::nullopt;
+  if (!queue_.has({0, OpKind::kJoin, std::string(kJoinName)})) return std::nullopt;
+  TensorEntry made;
+  made.request.key = {response.process_set, response.op, entry.name};
+  made.request.dtype = response.dtype;
+  made.request.shape = entry.shape;
+  made.request.more = entry.more;
+  made.more.resize(entry.more.size());
+  return made;
+}
+
+FusionLimits Executor::limits() const {
+  return {options_.fusion_threshold_bytes, options_.fusion_copy_limit_bytes, options_.small_limit_bytes};
 }
 
 void Executor::start_what_may(Lane& lane) {
@@ -113,55 +157,174 @@ Task<Status> Executor::perform(CallRef call) {
       co_return co_await broadcast(call);
     case OpKind::kBarrier:
       co_return co_await host_barrier(*call->context);
+    case OpKind::kReducescatter:
+      co_return co_await reducescatter(call);
+    case OpKind::kAlltoall:
+      co_return co_await alltoall(call);
     case OpKind::kProcessSetAdd:
     case OpKind::kProcessSetRemove:
       call->entries.front().handle->output().process_set = call->response.new_process_set;
+      co_return Status();
+    case OpKind::kJoin:
+      call->entries.front().handle->output().last_joined = call->response.root_rank;
       co_return Status();
   }
   co_return Status::internal("a response names an operation that does not exist");
 }
 
+// The tensors are those of several entries that were fused, or those of one entry, which is a group.
 Task<Status> Executor::allreduce(CallRef call) {
   const Response& response = call->response;
-  AllreduceCall work;
-  work.dtype = response.dtype;
-  work.reduce_op = response.reduce_op;
-  work.prescale = response.prescale;
-  work.postscale = response.postscale;
-  work.small_limit_bytes = options_.small_limit_bytes;
-  const std::size_t element = size_of(response.dtype);
+  std::vector<TensorType> types;
+  std::vector<TensorEntry::Memory> memory;
   for (const TensorEntry& entry : call->entries) {
-    work.tensors.push_back({entry.input, entry.output, bytes_of(response, entry.request.shape) / element});
+    const std::vector<TensorType> own = tensors_of(entry.request);
+    for (std::size_t i = 0; i < own.size(); ++i) memory.push_back(memory_of(entry, i));
+    types.insert(types.end(), own.begin(), own.end());
   }
-  if (const std::size_t bytes = fusion_bytes(work); bytes > 0) {
-    call->fusion = buffers_.lease(bytes);
-    if (!call->fusion) co_return Status::internal(fmt::format("no memory for a fusion buffer of {} bytes", bytes));
-    work.fusion = {call->fusion.get(), bytes};
+  // Fused entries have been found to fit together, and a single tensor is alone; a group is planned here.
+  std::vector<std::vector<std::size_t>> runs;
+  if (call->entries.front().more.empty()) {
+    runs.emplace_back(types.size());
+    std::iota(runs.front().begin(), runs.front().end(), std::size_t{0});
+  } else {
+    runs = plan_group(types, limits());
   }
-  co_return co_await host_allreduce(*call->context, std::move(work));
+  for (const std::vector<std::size_t>& run : runs) {
+    AllreduceCall work;
+    work.dtype = types[run.front()].dtype;
+    work.reduce_op = response.reduce_op;
+    work.prescale = response.prescale;
+    work.postscale = response.postscale;
+    work.small_limit_bytes = options_.small_limit_bytes;
+    for (const std::size_t i : run) {
+      work.tensors.push_back({memory[i].input, memory[i].output, bytes_of(types[i]) / size_of(work.dtype)});
+    }
+    if (run.size() == 1 && work.tensors.front().output == nullptr) {
+      const std::size_t unwanted = bytes_of(types[run.front()]);
+      call->buffers.push_back(buffers_.lease(unwanted));
+      if (!call->buffers.back()) co_return no_memory(unwanted);
+      work.tensors.front().output = call->buffers.back().get();
+    }
+    if (const std::size_t bytes = fusion_bytes(work); bytes > 0) {
+      call->buffers.push_back(buffers_.lease(bytes));
+      if (!call->buffers.back()) co_return no_memory(bytes);
+      work.fusion = {call->buffers.back().get(), bytes};
+    }
+    HVD_CO_RETURN_IF_ERROR(co_await host_allreduce(*call->context, std::move(work)));
+  }
+  co_return Status();
 }
 
+// A small group goes round in one run: each rank's block holds its rows of all tensors, one behind the other.
 Task<Status> Executor::allgather(CallRef call) {
+  const ResponseEntry& agreed = call->response.entries.front();
+  const TensorEntry& entry = call->entries.front();
+  const std::vector<TensorType> types = tensors_of(entry.request);
+  const auto ranks = static_cast<std::size_t>(call->membership->size());
+  const auto own = static_cast<std::size_t>(call->context->rank());
+  OperationOutput& output = entry.handle->output();
+  std::vector<std::vector<std::size_t>> bytes(types.size());  // of each tensor, by rank
+  std::vector<std::size_t> blocks(ranks);                     // of all tensors, by rank
+  std::size_t total = 0;
+  for (std::size_t t = 0; t < types.size(); ++t) {
+    const std::size_t row = row_elements(types[t].shape) * size_of(types[t].dtype);
+    std::int64_t rows = 0;
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      const std::int64_t count = agreed.first_dims[t * ranks + rank];
+      rows += count;
+      bytes[t].push_back(static_cast<std::size_t>(count) * row);
+      blocks[rank] += bytes[t].back();
+    }
+    Result<OutputTensor> made = make_output(types[t], rows);
+    if (!made) co_return made.status();
+    total += made->bytes;
+    output.tensors.push_back(std::move(*made));
+  }
+  if (types.size() == 1 || total > options_.fusion_copy_limit_bytes) {
+    for (std::size_t t = 0; t < types.size(); ++t) {
+      HVD_CO_RETURN_IF_ERROR(
+          co_await host_allgather(*call->context, memory_of(entry, t).input, output.tensors[t].memory.get(), bytes[t]));
+    }
+    co_return Status();
+  }
+  call->buffers = {buffers_.lease(blocks[own]), buffers_.lease(total)};
+  if (!call->buffers[0] || !call->buffers[1]) co_return no_memory(total);
+  std::byte* place = call->buffers[0].get();
+  for (std::size_t t = 0; t < types.size(); ++t) {
+    if (bytes[t][own] > 0) std::memcpy(place, memory_of(entry, t).input, bytes[t][own]);
+    place += bytes[t][own];
+  }
+  std::byte* const all = call->buffers[1].get();
+  HVD_CO_RETURN_IF_ERROR(co_await host_allgather(*call->context, call->buffers[0].get(), all, blocks));
+  const std::byte* from = all;
+  std::vector<std::byte*> to;
+  for (const OutputTensor& tensor : output.tensors) to.push_back(tensor.memory.get());
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    for (std::size_t t = 0; t < types.size(); ++t) {
+      if (bytes[t][rank] > 0) std::memcpy(to[t], from, bytes[t][rank]);
+      to[t] += bytes[t][rank];
+      from += bytes[t][rank];
+    }
+  }
+  co_return Status();
+}
+
+Task<Status> Executor::reducescatter(CallRef call) {
   const Response& response = call->response;
-  TensorEntry& entry = call->entries.front();
-  const ResponseEntry& agreed = response.entries.front();
-  Shape row = entry.request.shape;
-  row.front() = 1;
-  const std::size_t row_bytes = bytes_of(response, row);
-  std::vector<std::size_t> bytes_by_rank;
+  const TensorEntry& entry = call->entries.front();
+  const std::vector<TensorType> types = tensors_of(entry.request);
+  OperationOutput& output = entry.handle->output();
+  for (const TensorType& type : types) {
+    const auto rows = static_cast<std::size_t>(type.shape.front());
+    Result<OutputTensor> made = make_output(
+        type, static_cast<std::int64_t>(scattered_rows(rows, call->context->size(), call->context->rank())));
+    if (!made) co_return made.status();
+    output.tensors.push_back(std::move(*made));
+  }
+  for (const std::vector<std::size_t>& run : plan_group(types, limits())) {
+    ReducescatterCall work;
+    work.dtype = types[run.front()].dtype;
+    work.reduce_op = response.reduce_op;
+    work.prescale = response.prescale;
+    work.postscale = response.postscale;
+    for (const std::size_t i : run) {
+      work.tensors.push_back({memory_of(entry, i).input, output.tensors[i].memory.get(),
+                              static_cast<std::size_t>(types[i].shape.front()), row_elements(types[i].shape)});
+    }
+    HVD_CO_RETURN_IF_ERROR(co_await host_reducescatter(*call->context, std::move(work)));
+  }
+  co_return Status();
+}
+
+// Ranks tell each other first how many rows come: so the agreement is the same whatever the splits.
+Task<Status> Executor::alltoall(CallRef call) {
+  const TensorEntry& entry = call->entries.front();
+  const TensorType type{entry.request.dtype, entry.request.shape};
+  OperationOutput& output = entry.handle->output();
+  std::vector<std::int64_t> to = entry.request.splits;
+  if (to.empty()) {
+    const int ranks = call->context->size();
+    to.assign(static_cast<std::size_t>(ranks), type.shape.front() / ranks);
+  }
+  HVD_CO_RETURN_IF_ERROR(co_await host_exchange_counts(*call->context, to, output.received));
   std::int64_t rows = 0;
-  for (const std::int64_t count : agreed.first_dims) {
-    bytes_by_rank.push_back(static_cast<std::size_t>(count) * row_bytes);
+  for (const std::int64_t count : output.received) {
+    if (count < 0 || count > std::numeric_limits<std::int64_t>::max() - rows) {
+      co_return Status::internal(fmt::format("ranks announced {} rows", shape_text(output.received)));
+    }
     rows += count;
   }
-  OperationOutput& output = entry.handle->output();
-  output.bytes = std::accumulate(bytes_by_rank.begin(), bytes_by_rank.end(), std::size_t{0});
-  output.owned = allocate_host(output.bytes);
-  if (!output.owned) co_return Status::internal(fmt::format("no memory for a result of {} bytes", output.bytes));
-  output.data = output.owned.get();
-  output.shape = entry.request.shape;
-  output.shape.front() = rows;
-  co_return co_await host_allgather(*call->context, entry.input, output.data, std::move(bytes_by_rank));
+  Result<OutputTensor> made = make_output(type, rows);
+  if (!made) co_return made.status();
+  output.tensors.push_back(std::move(*made));
+  const std::size_t row = row_elements(type.shape) * size_of(type.dtype);
+  std::vector<std::size_t> bytes_to;
+  std::vector<std::size_t> bytes_from;
+  for (const std::int64_t count : to) bytes_to.push_back(static_cast<std::size_t>(count) * row);
+  for (const std::int64_t count : output.received) bytes_from.push_back(static_cast<std::size_t>(count) * row);
+  co_return co_await host_alltoall(*call->context, entry.input, output.tensors.front().memory.get(),
+                                   std::move(bytes_to), std::move(bytes_from));
 }
 
 Task<Status> Executor::broadcast(CallRef call) {
@@ -169,8 +332,8 @@ Task<Status> Executor::broadcast(CallRef call) {
   const TensorEntry& entry = call->entries.front();
   const std::optional<int> root = call->membership->index_of(response.root_rank);
   if (!root) co_return Status::internal("a response names a root rank outside its process set");
-  co_return co_await host_broadcast(*call->context, entry.input, entry.output, bytes_of(response, entry.request.shape),
-                                    *root);
+  const std::size_t bytes = bytes_of(tensors_of(entry.request).front());  // apart: GCC 12 destroys a temporary twice
+  co_return co_await host_broadcast(*call->context, entry.input, entry.output, bytes, *root);
 }
 
 void Executor::finish(CallRef call, const Status& status) {
@@ -181,8 +344,9 @@ void Executor::finish(CallRef call, const Status& status) {
   Status told = status;
   if (status.ok()) {
     for (const TensorEntry& entry : call->entries) {
-      if (call->response.op == OpKind::kAllreduce) {
-        statistics_.bytes_reduced.add(static_cast<std::int64_t>(bytes_of(call->response, entry.request.shape)));
+      if (call->response.op != OpKind::kAllreduce || entry.handle == nullptr) continue;
+      for (const TensorType& tensor : tensors_of(entry.request)) {
+        statistics_.bytes_reduced.add(static_cast<std::int64_t>(bytes_of(tensor)));
       }
     }
   } else {
@@ -201,6 +365,7 @@ void Executor::finish(CallRef call, const Status& status) {
 }
 
 void Executor::end_entry(TensorEntry& entry, const Status& status) {
+  if (entry.handle == nullptr) return;  // of a rank that has joined: nobody waits for it
   (status.ok() ? statistics_.operations_done : statistics_.operations_failed).add(1);
   entry.handle->complete(status);
   entry.handle.reset();

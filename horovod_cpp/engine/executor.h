@@ -13,6 +13,7 @@
 #include "common/counter.h"
 #include "common/loop/loop.h"
 #include "horovod_cpp/engine/control_plane.h"
+#include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
 #include "horovod_cpp/engine/tensor_queue.h"
 #include "ops/collective_context.h"
@@ -55,7 +56,7 @@ class Executor {
     Response response;
     MembershipRef membership;
     std::vector<TensorEntry> entries;
-    std::shared_ptr<std::byte> fusion;
+    std::vector<std::shared_ptr<std::byte>> buffers;  // for fusion, and for what a joined rank does not want
     std::unique_ptr<CollectiveContext> context;
     Priority priority = 0;
   };
@@ -74,6 +75,10 @@ class Executor {
   Task<Status> allreduce(CallRef call);
   Task<Status> allgather(CallRef call);
   Task<Status> broadcast(CallRef call);
+  Task<Status> reducescatter(CallRef call);
+  Task<Status> alltoall(CallRef call);
+  std::optional<TensorEntry> stand_in(const Response& response, const ResponseEntry& entry) const;
+  FusionLimits limits() const;
   void finish(CallRef call, const Status& status);
   void end_entry(TensorEntry& entry, const Status& status);
 

@@ -9,6 +9,46 @@
 namespace hvd {
 namespace {
 
+// What takes part in fusion: only what is of one class and together within the threshold may share a run.
+template <typename Class>
+struct Candidate {
+  Class kind;
+  std::size_t bytes;
+  bool may_fuse;
+};
+
+// The numbers of the candidates that share a run, in the order of their first ones.
+template <typename Class>
+std::vector<std::vector<std::size_t>> share(const std::vector<Candidate<Class>>& candidates,
+                                            const FusionLimits& limits) {
+  struct Open {
+    std::size_t run;
+    std::size_t bytes;
+  };
+  std::vector<std::vector<std::size_t>> runs;
+  std::vector<std::pair<Class, Open>> open;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    const Candidate<Class>& one = candidates[i];
+    const auto same =
+        std::find_if(open.begin(), open.end(), [&](const auto& other) { return other.first == one.kind; });
+    if (one.may_fuse && same != open.end() && same->second.bytes + one.bytes <= limits.threshold_bytes) {
+      same->second.bytes += one.bytes;
+      runs[same->second.run].push_back(i);
+      continue;
+    }
+    // Alone, or the first of its class, or the run of its class is full: a new one begins here.
+    const Open begun{runs.size(), one.bytes};
+    runs.push_back({i});
+    if (!one.may_fuse) continue;
+    if (same != open.end()) {
+      same->second = begun;
+    } else {
+      open.emplace_back(one.kind, begun);
+    }
+  }
+  return runs;
+}
+
 // Calls that differ in none of these may be one.
 auto fusion_class(const Response& response, const FusionLimits& limits) {
   const bool small = entry_bytes(response, response.entries.front()) <= limits.small_limit_bytes;
@@ -16,52 +56,48 @@ auto fusion_class(const Response& response, const FusionLimits& limits) {
                          response.postscale, small);
 }
 
-struct Open {
-  std::size_t index;  // of the call in the result
-  std::size_t bytes;
-};
-
 }  // namespace
 
 std::size_t entry_bytes(const Response& response, const ResponseEntry& entry) {
-  const Result<std::int64_t> count = element_count(entry.shape);
-  return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(response.dtype) : 0;
+  std::size_t bytes = 0;
+  for (const TensorType& tensor : tensors_of(response, entry)) bytes += bytes_of(tensor);
+  return bytes;
 }
 
 bool may_fuse(const Response& response, const FusionLimits& limits) {
+  // A group is a call of its own: its user has said what belongs together. Adasum looks at each tensor as a whole.
   return response.kind == Response::Kind::kExecute && limits.threshold_bytes > 0 &&
-         find_op_rule(response.op)->fusible &&
+         find_op_rule(response.op)->fusible && response.reduce_op != ReduceOp::kAdasum &&
+         response.entries.front().more.empty() &&
          entry_bytes(response, response.entries.front()) <= limits.copy_limit_bytes;
 }
 
 std::vector<Response> plan_fusion(std::vector<Response> agreed, const FusionLimits& limits) {
+  std::vector<Candidate<decltype(fusion_class(agreed.front(), limits))>> candidates;
+  for (const Response& response : agreed) {
+    const bool fuses = may_fuse(response, limits);
+    const std::size_t bytes = fuses ? entry_bytes(response, response.entries.front()) : 0;
+    candidates.push_back({fusion_class(response, limits), bytes, fuses});
+  }
   std::vector<Response> calls;
-  using Class = decltype(fusion_class(agreed.front(), limits));
-  std::vector<std::pair<Class, Open>> open;
-  for (Response& response : agreed) {
-    if (!may_fuse(response, limits)) {
-      calls.push_back(std::move(response));
-      continue;
+  for (const std::vector<std::size_t>& run : share(candidates, limits)) {
+    calls.push_back(std::move(agreed[run.front()]));
+    for (std::size_t i = 1; i < run.size(); ++i) {
+      calls.back().entries.push_back(std::move(agreed[run[i]].entries.front()));
     }
-    const Class wanted = fusion_class(response, limits);
-    const std::size_t bytes = entry_bytes(response, response.entries.front());
-    const auto same_class =
-        std::find_if(open.begin(), open.end(), [&](const auto& one) { return one.first == wanted; });
-    if (same_class != open.end() && same_class->second.bytes + bytes <= limits.threshold_bytes) {
-      same_class->second.bytes += bytes;
-      calls[same_class->second.index].entries.push_back(std::move(response.entries.front()));
-      continue;
-    }
-    // The first of its class, or the call of its class is full: the next one begins here.
-    const Open begun{calls.size(), bytes};
-    if (same_class != open.end()) {
-      same_class->second = begun;
-    } else {
-      open.emplace_back(wanted, begun);
-    }
-    calls.push_back(std::move(response));
   }
   return calls;
+}
+
+std::vector<std::vector<std::size_t>> plan_group(const std::vector<TensorType>& tensors, const FusionLimits& limits) {
+  std::vector<Candidate<std::pair<DataType, bool>>> candidates;
+  for (const TensorType& tensor : tensors) {
+    const std::size_t bytes = bytes_of(tensor);
+    candidates.push_back({{tensor.dtype, bytes <= limits.small_limit_bytes},
+                          bytes,
+                          limits.threshold_bytes > 0 && bytes <= limits.copy_limit_bytes});
+  }
+  return share(candidates, limits);
 }
 
 }  // namespace hvd

@@ -19,6 +19,9 @@ struct FusionLimits {
 /// calls come in the order of their first entry, entries in the agreed order.
 std::vector<Response> plan_fusion(std::vector<Response> agreed, const FusionLimits& limits);
 
+/// Which tensors of a group, all of one call, go through one run of the algorithm: lists of their numbers.
+std::vector<std::vector<std::size_t>> plan_group(const std::vector<TensorType>& tensors, const FusionLimits& limits);
+
 /// Payload of one entry of an allreduce, per rank.
 std::size_t entry_bytes(const Response& response, const ResponseEntry& entry);
 

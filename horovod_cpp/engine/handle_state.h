@@ -12,13 +12,19 @@
 
 namespace hvd {
 
-/// Result of an operation that allocates its output: engine memory, alive as long as somebody holds it.
-struct OperationOutput {
-  std::shared_ptr<std::byte> owned;  ///< allgather; nullptr where the caller gave the memory
-  std::byte* data = nullptr;
+/// A tensor that the engine made: its memory lives as long as somebody holds it.
+struct OutputTensor {
+  std::shared_ptr<std::byte> memory;
   std::size_t bytes = 0;
   Shape shape;
-  ProcessSetId process_set = 0;  ///< adding a process set
+};
+
+/// What an operation results in beside the memory that its caller gave.
+struct OperationOutput {
+  std::vector<OutputTensor> tensors;   ///< allgather, reducescatter, alltoall: one, or those of the group
+  std::vector<std::int64_t> received;  ///< alltoall: rows from each rank of the set
+  ProcessSetId process_set = 0;        ///< adding a process set
+  int last_joined = -1;                ///< join: the rank that joined last
 };
 
 class HandleState {

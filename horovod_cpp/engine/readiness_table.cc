@@ -78,6 +78,12 @@ std::vector<OperationKey> ReadinessTable::waiting_in(ProcessSetId process_set) c
   return keys;
 }
 
+std::vector<OperationKey> ReadinessTable::waiting() const {
+  std::vector<OperationKey> keys;
+  for (const auto& [key, pending] : pending_) keys.push_back(key);
+  return keys;
+}
+
 std::vector<OperationKey> ReadinessTable::waiting_since_before(TimePoint time) const {
   std::vector<OperationKey> keys;
   for (const auto& [key, pending] : pending_) {

@@ -37,6 +37,8 @@ class ReadinessTable {
 
   /// Keys that wait in a process set, in name order.
   std::vector<OperationKey> waiting_in(ProcessSetId process_set) const;
+  /// All keys, those of process set 0 first.
+  std::vector<OperationKey> waiting() const;
   /// Keys that wait since before `time`.
   std::vector<OperationKey> waiting_since_before(TimePoint time) const;
   /// Since when the longest has waited; kNever when nothing waits.

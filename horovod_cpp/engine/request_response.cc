@@ -8,8 +8,9 @@
 namespace hvd {
 namespace {
 
-constexpr std::array<std::string_view, 6> kOpNames{"allreduce", "allgather",       "broadcast",
-                                                   "barrier",   "add_process_set", "remove_process_set"};
+constexpr std::array<std::string_view, 9> kOpNames{"allreduce",     "allgather",       "broadcast",
+                                                   "barrier",       "add_process_set", "remove_process_set",
+                                                   "reducescatter", "alltoall",        "join"};
 constexpr std::string_view kGeneratedPrefix = "noname.";
 
 WireWriter begin(MessageKind kind) {
@@ -32,6 +33,23 @@ OperationKey get_key(WireReader& in) {
   return key;
 }
 
+void put(WireWriter& out, const std::vector<TensorType>& tensors) {
+  out.varint(tensors.size());
+  for (const TensorType& tensor : tensors) {
+    out.fixed(tensor.dtype);
+    out.integers(tensor.shape);
+  }
+}
+
+std::vector<TensorType> get_tensors(WireReader& in) {
+  std::vector<TensorType> tensors(in.count(2));
+  for (TensorType& tensor : tensors) {
+    tensor.dtype = in.fixed<DataType>();
+    tensor.shape = in.integers();
+  }
+  return tensors;
+}
+
 void put(WireWriter& out, const Request& request) {
   put(out, request.key);
   out.fixed(request.dtype);
@@ -40,6 +58,7 @@ void put(WireWriter& out, const Request& request) {
   out.fixed(request.postscale);
   out.fixed(request.root_rank);
   out.integers(request.shape);
+  put(out, request.more);
   out.fixed(request.memory);
   out.varint(request.region);
   out.varint(request.offset);
@@ -55,6 +74,7 @@ Request get_request(WireReader& in) {
   request.postscale = in.fixed<double>();
   request.root_rank = in.fixed<std::int32_t>();
   request.shape = in.integers();
+  request.more = get_tensors(in);
   request.memory = in.fixed<MemoryKind>();
   request.region = in.number<std::uint32_t>();
   request.offset = in.varint();
@@ -69,6 +89,7 @@ void put(WireWriter& out, const ResponseEntry& entry, bool as_cache_id) {
   out.text(entry.name);
   out.integers(entry.shape);
   out.integers(entry.first_dims);
+  put(out, entry.more);
 }
 
 ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
@@ -79,6 +100,7 @@ ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
   entry.name = in.text();
   entry.shape = in.integers();
   entry.first_dims = in.integers();
+  entry.more = get_tensors(in);
   return entry;
 }
 
@@ -134,7 +156,9 @@ Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get g
 
 std::string_view name_of(OpKind op) { return is_known(op) ? kOpNames[static_cast<std::size_t>(op)] : "unknown"; }
 
-std::string generated_name(std::uint64_t n) { return fmt::format("{}{}", kGeneratedPrefix, n); }
+std::string generated_name(std::uint64_t n, std::uint64_t epoch) {
+  return epoch == 0 ? fmt::format("{}{}", kGeneratedPrefix, n) : fmt::format("{}{}.{}", kGeneratedPrefix, epoch, n);
+}
 
 bool is_generated_name(std::string_view name) { return name.starts_with(kGeneratedPrefix); }
 
@@ -155,6 +179,23 @@ Result<std::int64_t> element_count(const Shape& shape) {
   return empty ? 0 : count;
 }
 
+std::size_t bytes_of(const TensorType& tensor) {
+  const Result<std::int64_t> count = element_count(tensor.shape);
+  return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(tensor.dtype) : 0;
+}
+
+std::vector<TensorType> tensors_of(const Request& request) {
+  std::vector<TensorType> tensors{{request.dtype, request.shape}};
+  tensors.insert(tensors.end(), request.more.begin(), request.more.end());
+  return tensors;
+}
+
+std::vector<TensorType> tensors_of(const Response& response, const ResponseEntry& entry) {
+  std::vector<TensorType> tensors{{response.dtype, entry.shape}};
+  tensors.insert(tensors.end(), entry.more.begin(), entry.more.end());
+  return tensors;
+}
+
 std::vector<std::byte> encode(const RequestsMessage& message) {
   WireWriter out = begin(MessageKind::kRequests);
   out.varint(message.call_sites.size());
@@ -166,6 +207,7 @@ std::vector<std::byte> encode(const RequestsMessage& message) {
   for (const Request& request : message.requests) put(out, request);
   out.varint(message.cached.size());
   for (const CacheId id : message.cached) out.varint(id);
+  out.varint(message.forgotten);
   return out.take();
 }
 
@@ -176,10 +218,11 @@ Result<RequestsMessage> decode_requests(std::span<const std::byte> bytes) {
       site.id = in.number<std::uint32_t>();
       site.text = in.text();
     }
-    const std::size_t requests = in.count(30);
+    const std::size_t requests = in.count(31);
     for (std::size_t i = 0; i < requests && in.ok(); ++i) message.requests.push_back(get_request(in));
     message.cached.resize(in.count(1));
     for (CacheId& id : message.cached) id = in.number<CacheId>();
+    message.forgotten = in.number<std::uint32_t>();
   });
 }
 

@@ -15,7 +15,7 @@
 
 namespace hvd {
 
-/// The first four equal hvd_op of the C ABI; the numbers are part of the wire format.
+/// Those of the C ABI equal its hvd_op; the numbers are part of the wire format.
 enum class OpKind : std::uint8_t {
   kAllreduce = 0,
   kAllgather = 1,
@@ -23,6 +23,9 @@ enum class OpKind : std::uint8_t {
   kBarrier = 3,
   kProcessSetAdd = 4,
   kProcessSetRemove = 5,
+  kReducescatter = 6,
+  kAlltoall = 7,
+  kJoin = 8,
 };
 
 enum class MemoryKind : std::uint8_t { kHost = 0 };
@@ -38,14 +41,23 @@ struct OperationKey {
   auto operator<=>(const OperationKey&) const = default;
 };
 
+/// One of several tensors that are one operation.
+struct TensorType {
+  DataType dtype = DataType::kUint8;
+  Shape shape;
+  bool operator==(const TensorType&) const = default;
+};
+
 struct Request {
   OperationKey key;
   DataType dtype = DataType::kUint8;
   ReduceOp reduce_op = ReduceOp::kSum;
   double prescale = 1.0;
   double postscale = 1.0;
-  std::int32_t root_rank = 0;  ///< broadcast: global rank
-  Shape shape;                 ///< process set operations: the ranks of the set
+  std::int32_t root_rank = 0;        ///< broadcast: global rank
+  Shape shape;                       ///< process set operations: the ranks of the set
+  std::vector<TensorType> more;      ///< a group: the tensors after the first
+  std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank
   MemoryKind memory = MemoryKind::kHost;
   std::uint32_t region = 0;     ///< memory that peers can name; 0: private memory
   std::uint64_t offset = 0;     ///< within the region
@@ -58,8 +70,9 @@ using CacheId = std::uint32_t;
 struct ResponseEntry {
   std::string name;
   Shape shape;                           ///< of every rank; allgather: of the first rank
-  std::vector<std::int64_t> first_dims;  ///< allgather: rows of each rank of the set
+  std::vector<std::int64_t> first_dims;  ///< allgather: rows of each rank of the set; a group: of each tensor in turn
   CacheId cache_id = 0;
+  std::vector<TensorType> more;  ///< a group: the tensors after the first, as `shape`
 };
 
 struct Response {
@@ -72,8 +85,8 @@ struct Response {
   ReduceOp reduce_op = ReduceOp::kSum;
   double prescale = 1.0;
   double postscale = 1.0;
-  std::int32_t root_rank = 0;
-  std::uint64_t call = 0;  ///< number of the call within its process set; names the channel
+  std::int32_t root_rank = 0;  ///< join: the rank that joined last
+  std::uint64_t call = 0;      ///< number of the call within its process set; names the channel
   ProcessSetId new_process_set = 0;
   std::vector<ResponseEntry> entries;
   StatusCode error_code = StatusCode::kOk;
@@ -83,12 +96,20 @@ struct Response {
 };
 
 std::string_view name_of(OpKind op);
-/// The name of the n-th unnamed operation. It never comes again, so nothing is remembered under it.
-std::string generated_name(std::uint64_t n);
+/// The name of the n-th unnamed operation since the job's join number `epoch`, when all ranks began to count again.
+/// It never comes again, so nothing is remembered under it.
+std::string generated_name(std::uint64_t n, std::uint64_t epoch = 0);
 bool is_generated_name(std::string_view name);
+/// All joins of a job are one operation.
+inline constexpr std::string_view kJoinName = "join";
 std::string shape_text(const Shape& shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
 Result<std::int64_t> element_count(const Shape& shape);
+/// Bytes of a tensor whose shape has been checked.
+std::size_t bytes_of(const TensorType& tensor);
+/// The tensors of a request or of an entry: one, or those of the group.
+std::vector<TensorType> tensors_of(const Request& request);
+std::vector<TensorType> tensors_of(const Response& response, const ResponseEntry& entry);
 
 // ---- control messages -----------------------------------------------------------------------------------------------
 
@@ -111,6 +132,8 @@ struct RequestsMessage {
   std::vector<CallSiteDefinition> call_sites;  ///< those that this message uses for the first time
   std::vector<Request> requests;
   std::vector<CacheId> cached;  ///< requests that equal a remembered response
+  /// Ids sent earlier that were forgotten on the way: their requests are among these, or given up.
+  std::uint32_t forgotten = 0;
 };
 
 struct ResponsesMessage {

@@ -10,7 +10,7 @@ Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
   return state_.with([&](State& state) -> Status {
     if (!state.closed.ok()) return state.closed;
     OperationKey& key = entry.request.key;
-    if (key.name.empty()) key.name = generated_name(state.unnamed[{key.process_set, key.op}]++);
+    if (key.name.empty()) key.name = generated_name(state.unnamed[{key.process_set, key.op}]++, state.epoch);
     const auto first = state.waiting.find(key);
     if (first != state.waiting.end()) {
       const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(entry.enqueued - first->second.enqueued);
@@ -47,6 +47,17 @@ RequestsEnqueued TensorQueue::drain() {
 
 bool TensorQueue::has_new() const {
   return state_.with([](const State& state) { return !state.fresh.empty(); });
+}
+
+bool TensorQueue::has(const OperationKey& key) const {
+  return state_.with([&](const State& state) { return state.waiting.contains(key); });
+}
+
+void TensorQueue::begin_epoch() {
+  state_.with([](State& state) {
+    state.unnamed.clear();
+    ++state.epoch;
+  });
 }
 
 std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {

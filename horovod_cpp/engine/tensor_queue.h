@@ -17,9 +17,14 @@
 namespace hvd {
 
 struct TensorEntry {
+  struct Memory {
+    const std::byte* input = nullptr;
+    std::byte* output = nullptr;
+  };
   Request request;
-  const std::byte* input = nullptr;
+  const std::byte* input = nullptr;  ///< nullptr with a handle of nullptr: of a rank that has joined
   std::byte* output = nullptr;
+  std::vector<Memory> more;  ///< a group: of the tensors after the first
   HandleRef handle;
   std::shared_ptr<void> keep_alive;
   TimePoint enqueued;
@@ -34,6 +39,11 @@ class TensorQueue {
   /// What was pushed since the last time. Empty vectors when nothing was.
   RequestsEnqueued drain();
   bool has_new() const;
+
+  /// Whether an entry of that key waits.
+  bool has(const OperationKey& key) const;
+  /// All ranks have joined: unnamed operations are counted from the start again, alike on all.
+  void begin_epoch();
 
   /// Removes an entry that was drained before; nothing when there is none.
   std::optional<TensorEntry> take(const OperationKey& key);
@@ -53,6 +63,7 @@ class TensorQueue {
     std::vector<CallSiteDefinition> fresh_call_sites;
     std::unordered_map<std::string, std::uint32_t> call_sites;
     std::map<std::pair<ProcessSetId, OpKind>, std::uint64_t> unnamed;
+    std::uint64_t epoch = 0;
     Status closed;
   };
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.operations import AnyPending
+from horovod_cpp.torch.operations import Waitable
 
 Average = _core.AVERAGE
 Sum = _core.SUM
@@ -29,11 +29,12 @@ Min = _core.MIN
 Max = _core.MAX
 Product = _core.PRODUCT
 
-_handles: dict[int, AnyPending] = {}
+_handles: dict[int, Waitable] = {}
 _next_handle = itertools.count()
 
 
-def _register(pending: AnyPending) -> int:
+def register(pending: Waitable) -> int:
+    """A handle for `poll` and `synchronize`."""
     handle = next(_next_handle)
     _handles[handle] = pending
     return handle
@@ -51,12 +52,14 @@ def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
     return Average if op is None else op
 
 
-def _needs_gradient(tensor: torch.Tensor) -> bool:
+def needs_gradient(tensor: torch.Tensor) -> bool:
+    """Whether autograd has to know of an operation on `tensor`."""
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
-def _apply(function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> torch.Tensor:
-    return cast(torch.Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+def apply_function(function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> Any:
+    """Call `function`, recorded by autograd."""
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 def _allreduce(
@@ -129,7 +132,7 @@ def allreduce(
     op = resolve_reduce_op(op, average)
     compressed, context = compression.compress(tensor)
     arguments = (compressed, name, op, prescale_factor, postscale_factor, process_set, call_site())
-    reduced = _apply(_Allreduce, arguments) if _needs_gradient(compressed) else _allreduce(*arguments)
+    reduced = apply_function(_Allreduce, arguments) if needs_gradient(compressed) else _allreduce(*arguments)
     return compression.decompress(reduced, context)
 
 
@@ -147,7 +150,7 @@ def allreduce_async(
     Returns: a handle for `poll` and `synchronize`; `tensor` has to stay untouched until that is done.
     """
     op = resolve_reduce_op(op, average)
-    return _register(
+    return register(
         operations.start_allreduce(tensor, False, name, op, prescale_factor, postscale_factor, process_set, call_site())
     )
 
@@ -179,7 +182,7 @@ def allreduce_async_(
 ) -> int:
     """Start a reduction of `tensor` in place. Does not block. Returns: a handle for `poll` and `synchronize`."""
     op = resolve_reduce_op(op, average)
-    return _register(
+    return register(
         operations.start_allreduce(tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site())
     )
 
@@ -220,14 +223,15 @@ def allgather(
     Raises: ValueError as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
     """
     arguments = (tensor, name, process_set, call_site())
-    if _needs_gradient(tensor):
-        return _apply(_Allgather, arguments)
+    if needs_gradient(tensor):
+        gathered: torch.Tensor = apply_function(_Allgather, arguments)
+        return gathered
     return _allgather(*arguments)
 
 
 def allgather_async(tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> int:
     """Start what `allgather` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
-    return _register(operations.start_allgather(tensor, name, process_set, call_site()))
+    return register(operations.start_allgather(tensor, name, process_set, call_site()))
 
 
 def _broadcast(
@@ -270,8 +274,9 @@ def broadcast(
     Raises: ValueError for a root outside the process set, and as `allreduce`; HorovodInternalError if ranks disagree.
     """
     arguments = (tensor, root_rank, name, process_set, call_site())
-    if _needs_gradient(tensor):
-        return _apply(_Broadcast, arguments)
+    if needs_gradient(tensor):
+        result: torch.Tensor = apply_function(_Broadcast, arguments)
+        return result
     return _broadcast(*arguments)
 
 
@@ -282,7 +287,7 @@ def broadcast_async(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start what `broadcast` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
-    return _register(operations.start_broadcast(tensor, False, root_rank, name, process_set, call_site()))
+    return register(operations.start_broadcast(tensor, False, root_rank, name, process_set, call_site()))
 
 
 def broadcast_(
@@ -302,7 +307,7 @@ def broadcast_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a broadcast into `tensor`. Does not block. Returns: a handle for `poll` and `synchronize`."""
-    return _register(operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site()))
+    return register(operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site()))
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:
@@ -318,10 +323,11 @@ def poll(handle: int) -> bool:
     return pending.done()
 
 
-def synchronize(handle: int) -> torch.Tensor | None:
+def synchronize(handle: int) -> Any:
     """Block until the operation is done and give the handle back.
 
-    Returns: the output; for an in-place operation the tensor itself. None for a handle that is not known, or was
+    Returns: the output; for an in-place operation the tensor itself, for a grouped one a list of tensors, for an
+        alltoall with splits the output and the received splits. None for a handle that is not known, or was
         synchronised already.
     Raises: HorovodInternalError if the operation failed. Ctrl-C ends the wait only: the handle stays good.
     """

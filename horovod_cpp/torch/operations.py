@@ -6,9 +6,11 @@ dimensions is copied, and the result is copied back: ranks may lay out the same 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -33,27 +35,41 @@ _DTYPES = {
     torch.bool: _core.BOOL,
     torch.bfloat16: _core.BFLOAT16,
 }
-_OPERATION_NAMES = {_core.ALLREDUCE: "allreduce", _core.ALLGATHER: "allgather", _core.BROADCAST: "broadcast"}
+_OPERATION_NAMES = {
+    _core.ALLREDUCE: "allreduce",
+    _core.ALLGATHER: "allgather",
+    _core.BROADCAST: "broadcast",
+    _core.REDUCESCATTER: "reducescatter",
+    _core.ALLTOALL: "alltoall",
+}
 
 
 class HasParts(Protocol):
     """One or several operations in flight."""
 
-    def parts(self) -> tuple[Pending, ...]:
+    def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
 
 
-class Pending:
-    """An operation in flight. `wait` may be called once it is needed, from any thread, one at a time."""
+class Waitable(HasParts, Protocol):
+    """Something in flight that has a result in the end."""
 
-    __slots__ = ("_copy_to", "_handle", "_output")
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
 
-    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
+    def wait(self) -> Any:
+        """Block until it is done and return its result."""
+
+
+class Operation:
+    """One operation of the library in flight."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: _core.Handle) -> None:
         self._handle = handle
-        self._output = output  # None: the library makes the output
-        self._copy_to = copy_to
 
-    def parts(self) -> tuple[Pending, ...]:
+    def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
         return (self,)
 
@@ -61,18 +77,70 @@ class Pending:
         """Whether `wait` would return at once."""
         return self._handle.poll()
 
-    def wait(self) -> torch.Tensor:
-        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+    def _finish(self) -> None:
         try:
             self._handle.wait()
         except _core.Error as error:
             raise exceptions.HorovodInternalError(str(error)) from None
+
+
+class Pending(Operation):
+    """An operation on one tensor. `wait` may be called once it is needed, from any thread, one at a time."""
+
+    __slots__ = ("_copy_to", "_output")
+
+    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
+        super().__init__(handle)
+        self._output = output  # None: the library makes the output
+        self._copy_to = copy_to
+
+    def wait(self) -> torch.Tensor:
+        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+        self._finish()
         if self._output is None:
-            return from_dlpack(self._handle.to_dlpack())
+            return from_dlpack(self._handle.to_dlpack(0))
         if self._copy_to is None:
             return self._output
         with torch.no_grad():
             return self._copy_to.copy_(self._output)
+
+
+class PendingGroup(Operation):
+    """An operation on several tensors, done for all of them or for none."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, handle: _core.Handle, places: list[_Place]) -> None:
+        super().__init__(handle)
+        self._places = places
+
+    def wait(self) -> list[torch.Tensor]:
+        """Block until the operation is done and return its outputs. Raises HorovodInternalError if it failed."""
+        self._finish()
+        return [place.result(self._handle, index) for index, place in enumerate(self._places)]
+
+
+class PendingAlltoall(Operation):
+    """An alltoall in flight."""
+
+    __slots__ = ("_complex", "_with_splits")
+
+    def __init__(self, handle: _core.Handle, is_complex: bool, with_splits: bool) -> None:
+        super().__init__(handle)
+        self._complex = is_complex
+        self._with_splits = with_splits
+
+    def wait(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Block until it is done; the output, and with given splits the rows that came from each rank (int32)."""
+        self._finish()
+        output = from_dlpack(self._handle.to_dlpack(0))
+        if self._complex:
+            output = torch.view_as_complex(output)
+        return (output, self.received_splits()) if self._with_splits else output
+
+    def received_splits(self) -> torch.Tensor:
+        """After `wait`."""
+        return torch.tensor(self._handle.received_splits(), dtype=torch.int32)
 
 
 class PendingComplex:
@@ -84,7 +152,7 @@ class PendingComplex:
         self._pending = pending
         self._target = target  # None: not in place
 
-    def parts(self) -> tuple[Pending, ...]:
+    def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
         return (self._pending,)
 
@@ -126,8 +194,7 @@ def start_allreduce(
 ) -> AnyPending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
     if tensor.is_complex():
-        if reduce_op not in (_core.SUM, _core.AVERAGE):
-            raise ValueError(f"complex numbers can be summed and averaged only ({name or 'unnamed allreduce'})")
+        _require_sum(reduce_op, name, _core.ALLREDUCE)
         pairs = _pairs(tensor, in_place)
         pending = start_allreduce(
             pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
@@ -152,7 +219,7 @@ def start_allgather(
         assert isinstance(pending, Pending)
         return PendingComplex(pending, None)
     dtype = _require_supported(_core.ALLGATHER, tensor, name)
-    source = tensor if _is_plain(tensor) else _plain_copy(tensor)
+    source = _plain(tensor)
     handle = _enqueue(_core.ALLGATHER, dtype, source, source, name, process_set, site, caller_waits)
     return Pending(handle, None, None)
 
@@ -179,6 +246,146 @@ def start_broadcast(
     return Pending(handle, target, copy_to)
 
 
+@dataclasses.dataclass
+class _Place:
+    """Where one tensor of a group is read and written."""
+
+    dtype: int
+    source: torch.Tensor
+    target: torch.Tensor | None  # None: the library makes the output
+    copy_to: torch.Tensor | None
+    complex_output: torch.Tensor | bool  # True: the result is seen as complex; a tensor: it is that one
+
+    def member(self) -> tuple[int, torch.Size, int, int]:
+        target = self.source if self.target is None else self.target
+        return self.dtype, self.source.shape, self.source.data_ptr(), target.data_ptr()
+
+    def result(self, handle: _core.Handle, index: int) -> torch.Tensor:
+        output = from_dlpack(handle.to_dlpack(index)) if self.target is None else self.target
+        if self.copy_to is not None:
+            with torch.no_grad():
+                output = self.copy_to.copy_(output)
+        if isinstance(self.complex_output, torch.Tensor):
+            return self.complex_output
+        return torch.view_as_complex(output) if self.complex_output else output
+
+
+def start_group(
+    op: int,
+    tensors: Sequence[torch.Tensor],
+    in_place: bool,
+    name: str | None,
+    reduce_op: int,
+    prescale_factor: float,
+    postscale_factor: float,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool = False,
+) -> PendingGroup:
+    """Start an operation on several tensors that is agreed and done for all of them or for none. Does not block."""
+    if not tensors:
+        raise ValueError(f"grouped {_OPERATION_NAMES[op]} of no tensors ({name or 'unnamed'})")
+    places = [_group_place(op, tensor, in_place, name, reduce_op) for tensor in tensors]
+    process_set_id = require_id(process_set)
+    with _as_refusal(process_set_id):
+        handle = _core.enqueue_group(
+            op,
+            [place.member() for place in places],
+            name,
+            process_set_id,
+            reduce_op,
+            prescale_factor,
+            postscale_factor,
+            site[0],
+            site[1],
+            caller_waits,
+            places,
+        )
+    return PendingGroup(handle, places)
+
+
+def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> _Place:
+    complex_output: torch.Tensor | bool = False
+    if tensor.is_complex() and tensor.dim() > (-1 if op == _core.ALLREDUCE else 0):
+        _require_sum(reduce_op, name, op)
+        complex_output = tensor if in_place else True
+        tensor = _pairs(tensor, in_place)
+    dtype = _require_supported(op, tensor, name)
+    if op == _core.ALLREDUCE:
+        source, target, copy_to = _place(tensor, in_place)
+        return _Place(dtype, source, target, copy_to, complex_output)
+    return _Place(dtype, _plain(tensor), None, None, complex_output)
+
+
+def start_reducescatter(
+    tensor: torch.Tensor,
+    name: str | None,
+    reduce_op: int,
+    prescale_factor: float,
+    postscale_factor: float,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool = False,
+) -> AnyPending:
+    """Start a reduction of which each rank gets its rows; the library makes the output. Does not block."""
+    if tensor.is_complex() and tensor.dim() > 0:
+        _require_sum(reduce_op, name, _core.REDUCESCATTER)
+        pending = start_reducescatter(
+            _pairs(tensor, False), name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
+        )
+        assert isinstance(pending, Pending)
+        return PendingComplex(pending, None)
+    dtype = _require_supported(_core.REDUCESCATTER, tensor, name)
+    source = _plain(tensor)
+    handle = _enqueue(
+        _core.REDUCESCATTER, dtype, source, source, name, process_set, site, caller_waits, reduce_op,
+        prescale=prescale_factor, postscale=postscale_factor,
+    )  # fmt: skip
+    return Pending(handle, None, None)
+
+
+def start_alltoall(
+    tensor: torch.Tensor,
+    splits: Sequence[int] | None,
+    name: str | None,
+    process_set: ProcessSet,
+    site: CallSite,
+    caller_waits: bool = False,
+) -> PendingAlltoall:
+    """Start an exchange of rows; the library makes the output. Does not block."""
+    is_complex = tensor.is_complex() and tensor.dim() > 0
+    if is_complex:
+        tensor = _pairs(tensor, False)
+    dtype = _require_supported(_core.ALLTOALL, tensor, name)
+    source = _plain(tensor)
+    process_set_id = require_id(process_set)
+    with _as_refusal(process_set_id):
+        handle = _core.enqueue_alltoall(
+            dtype,
+            source.shape,
+            source.data_ptr(),
+            splits,
+            name,
+            process_set_id,
+            site[0],
+            site[1],
+            caller_waits,
+            (source,),
+        )
+    return PendingAlltoall(handle, is_complex, splits is not None)
+
+
+def join(site: CallSite) -> int:
+    """Block until all ranks have joined; the rank that did last."""
+    with _as_refusal(0):
+        handle = _core.enqueue_join(site[0], site[1])
+    try:
+        handle.wait()
+    except _core.Error as error:
+        raise exceptions.HorovodInternalError(str(error)) from None
+    return handle.last_joined_rank()
+
+
 def barrier(process_set: ProcessSet, site: CallSite) -> None:
     """Block until all ranks of the set are here."""
     handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, None, process_set, site, caller_waits=True)
@@ -186,6 +393,12 @@ def barrier(process_set: ProcessSet, site: CallSite) -> None:
         handle.wait()
     except _core.Error as error:
         raise exceptions.HorovodInternalError(str(error)) from None
+
+
+def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
+    if reduce_op not in (_core.SUM, _core.AVERAGE):
+        what = f"{name or 'unnamed'} {_OPERATION_NAMES[op]}"
+        raise ValueError(f"complex numbers can be summed and averaged only ({what})")
 
 
 def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
@@ -201,6 +414,10 @@ def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and not tensor.is_neg()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if _is_plain(tensor) else _plain_copy(tensor)
 
 
 def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -253,9 +470,21 @@ def _enqueue(
             (source, target),
         )
     except _core.Error as error:
-        if error.code == _core.PRECONDITION and _outside(process_set_id):
-            raise ValueError(str(error)) from None
-        raise exceptions.operation_error(error) from None
+        raise _refusal(error, process_set_id) from None
+
+
+def _refusal(error: _core.Error, process_set_id: int) -> Exception:
+    if error.code == _core.PRECONDITION and _outside(process_set_id):
+        return ValueError(str(error))
+    return exceptions.operation_error(error)
+
+
+@contextlib.contextmanager
+def _as_refusal(process_set_id: int) -> Iterator[None]:
+    try:
+        yield
+    except _core.Error as error:
+        raise _refusal(error, process_set_id) from None
 
 
 def _outside(process_set_id: int) -> bool:

@@ -10,7 +10,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Average, Sum
-from horovod_cpp.torch.operations import AnyPending, Pending
+from horovod_cpp.torch.operations import AnyPending, Operation
 
 
 class PendingSparse:
@@ -24,7 +24,7 @@ class PendingSparse:
         self._shape = shape
         self._divisor = divisor
 
-    def parts(self) -> tuple[Pending, ...]:
+    def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
         return *self._indices.parts(), *self._values.parts()
 

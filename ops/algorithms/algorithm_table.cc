@@ -4,9 +4,11 @@
 #include <array>
 
 #include "ops/algorithms/allgather_ring.h"
+#include "ops/algorithms/alltoall_pairwise.h"
 #include "ops/algorithms/barrier_dissemination.h"
 #include "ops/algorithms/broadcast_binomial.h"
 #include "ops/algorithms/recursive_doubling.h"
+#include "ops/algorithms/reducescatter_ring.h"
 #include "ops/algorithms/ring_allreduce.h"
 
 namespace hvd {
@@ -21,6 +23,8 @@ constexpr std::array kAllreduce{
 };
 constexpr std::array kAllgather{AllgatherAlgorithm{"ring", ring_allgather}};
 constexpr std::array kBroadcast{BroadcastAlgorithm{"binomial", binomial_broadcast}};
+constexpr std::array kReducescatter{ReducescatterAlgorithm{"ring", ring_reducescatter}};
+constexpr std::array kAlltoall{AlltoallAlgorithm{"pairwise", pairwise_alltoall}};
 constexpr std::array kBarrier{BarrierAlgorithm{"dissemination", dissemination_barrier}};
 
 }  // namespace
@@ -28,6 +32,8 @@ constexpr std::array kBarrier{BarrierAlgorithm{"dissemination", dissemination_ba
 std::span<const AllreduceAlgorithm> allreduce_algorithms() { return kAllreduce; }
 std::span<const AllgatherAlgorithm> allgather_algorithms() { return kAllgather; }
 std::span<const BroadcastAlgorithm> broadcast_algorithms() { return kBroadcast; }
+std::span<const ReducescatterAlgorithm> reducescatter_algorithms() { return kReducescatter; }
+std::span<const AlltoallAlgorithm> alltoall_algorithms() { return kAlltoall; }
 std::span<const BarrierAlgorithm> barrier_algorithms() { return kBarrier; }
 
 const AllreduceAlgorithm& select_allreduce(const AlgorithmFacts& facts) {

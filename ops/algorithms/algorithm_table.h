@@ -32,6 +32,16 @@ struct BroadcastAlgorithm {
   Task<Status> (*run)(CollectiveContext& context, std::span<std::byte> bytes, int root);
 };
 
+struct ReducescatterAlgorithm {
+  std::string_view name;
+  Task<Status> (*run)(CollectiveContext& context, ScatterBuffer buffer, Reducer reducer);
+};
+
+struct AlltoallAlgorithm {
+  std::string_view name;
+  Task<Status> (*run)(CollectiveContext& context, ExchangeBuffer buffer);
+};
+
 struct BarrierAlgorithm {
   std::string_view name;
   Task<Status> (*run)(CollectiveContext& context);
@@ -41,6 +51,8 @@ struct BarrierAlgorithm {
 std::span<const AllreduceAlgorithm> allreduce_algorithms();
 std::span<const AllgatherAlgorithm> allgather_algorithms();
 std::span<const BroadcastAlgorithm> broadcast_algorithms();
+std::span<const ReducescatterAlgorithm> reducescatter_algorithms();
+std::span<const AlltoallAlgorithm> alltoall_algorithms();
 std::span<const BarrierAlgorithm> barrier_algorithms();
 
 const AllreduceAlgorithm& select_allreduce(const AlgorithmFacts& facts);

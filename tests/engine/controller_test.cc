@@ -589,7 +589,7 @@ TEST(Controller, APeerThatSendsNonsenseIsLost) {
   Planes planes(2);  // an id that was never announced
   ResponsesMessage unknown;
   unknown.responses.resize(1);
-  unknown.responses[0].entries.push_back({"", {}, {}, 55});
+  unknown.responses[0].entries.push_back({"", {}, {}, 55, {}});
   unknown.as_cache_id = {true};
   planes.event(1, MessageArrived{0, encode(unknown)});
   ASSERT_EQ(planes[1].failed_sets.size(), 1u);
@@ -604,7 +604,7 @@ TEST(Controller, ANewProcessSetThatCannotBeEndsTheTrustInItsSender) {
     added.responses.resize(1);
     added.responses[0].op = OpKind::kProcessSetAdd;
     added.responses[0].new_process_set = 1;
-    added.responses[0].entries.push_back({"add", ranks, {}, 0});
+    added.responses[0].entries.push_back({"add", ranks, {}, 0, {}});
     added.as_cache_id = {false};
     planes.event(1, MessageArrived{0, encode(added)});
     ASSERT_EQ(planes[1].failed_sets.size(), 1u) << shape_text(ranks);
@@ -617,7 +617,7 @@ TEST(Controller, ANewProcessSetThatCannotBeEndsTheTrustInItsSender) {
     removed.responses.resize(1);
     removed.responses[0].op = OpKind::kProcessSetRemove;
     removed.responses[0].new_process_set = gone;
-    removed.responses[0].entries.push_back({"remove", Shape{gone}, {}, 0});
+    removed.responses[0].entries.push_back({"remove", Shape{gone}, {}, 0, {}});
     removed.as_cache_id = {false};
     planes.event(1, MessageArrived{0, encode(removed)});
     ASSERT_EQ(planes[1].failed_sets.size(), 1u) << gone;

@@ -49,7 +49,7 @@ ResponsesMessage some_responses() {
   execute.root_rank = 4;
   execute.call = std::uint64_t{1} << 33;
   execute.new_process_set = 12;
-  execute.entries = {{"a", {1, 2}, {3, 4, 5}, 6}, {"b", {}, {}, 0}};
+  execute.entries = {{"a", {1, 2}, {3, 4, 5}, 6, {{DataType::kInt8, {7}}}}, {"b", {}, {}, 0, {}}};
   Response error;
   error.kind = Response::Kind::kError;
   error.error_code = StatusCode::kUnavailable;

@@ -161,10 +161,10 @@ TEST(Scenario, GathersAndBroadcastsBesideReductions) {
       ASSERT_TRUE(hvd.wait(gather).ok()) << hvd.wait(gather).text();
       ASSERT_TRUE(hvd.wait(broadcast).ok()) << hvd.wait(broadcast).text();
       EXPECT_EQ(weights, std::vector<double>(100, 4.0));
-      const OperationOutput& all = gather.value()->output();
+      const OutputTensor& all = gather.value()->output().tensors.at(0);
       EXPECT_EQ(all.shape, (Shape{3, 2}));
       ASSERT_EQ(all.bytes, 6 * sizeof(std::int64_t));
-      const auto* values = reinterpret_cast<const std::int64_t*>(all.data);
+      const auto* values = reinterpret_cast<const std::int64_t*>(all.memory.get());
       EXPECT_EQ(std::vector<std::int64_t>(values, values + 6), (std::vector<std::int64_t>{1, 1, 2, 2, 2, 2}));
     }
   });

@@ -32,12 +32,12 @@ Request request_of(OpKind op, const std::string& name, Shape shape = {4}) {
 // --------------------------------------------------------------------------------------------------------
 
 TEST(OpRules, EveryOperationHasItsOwn) {
-  for (int op = 0; op < 6; ++op) {
+  for (int op = 0; op < 9; ++op) {
     const OpRule* rule = find_op_rule(static_cast<OpKind>(op));
     ASSERT_NE(rule, nullptr) << op;
     EXPECT_EQ(rule->op, static_cast<OpKind>(op));
   }
-  EXPECT_EQ(find_op_rule(static_cast<OpKind>(6)), nullptr);
+  EXPECT_EQ(find_op_rule(static_cast<OpKind>(9)), nullptr);
   EXPECT_EQ(find_op_rule(static_cast<OpKind>(255)), nullptr);
   EXPECT_TRUE(find_op_rule(OpKind::kAllreduce)->fusible);
   EXPECT_FALSE(find_op_rule(OpKind::kProcessSetAdd)->cacheable);
@@ -130,7 +130,7 @@ TEST(Agreement, OfIdsAloneIsTheRememberedResponseAndMixedWithWholeRequestsItIsCo
   const MembershipRef three = members({0, 1, 2});
   ResponseCache cache;
   const Request known = request_of(OpKind::kAllgather, "g", {1, 5});
-  cache.remember({7, known, {"g", {1, 5}, {1, 2, 3}, 7}, true});
+  cache.remember({7, known, {"g", {1, 5}, {1, 2, 3}, 7, {}}, true});
   {
     ReadinessTable table;
     for (const int rank : {2, 0, 1}) EXPECT_TRUE(table.add_cached(three, rank, known.key, 7, TimePoint{}));
@@ -200,7 +200,7 @@ TEST(ReadinessTable, ListsWhatWaitsBySetAndByAge) {
 ResponseCache::Entry remembered(CacheId id, const std::string& name, ProcessSetId set = 0) {
   Request request = request_of(OpKind::kAllreduce, name);
   request.key.process_set = set;
-  return {id, request, {name, request.shape, {}, id}, false};
+  return {id, request, {name, request.shape, {}, id, {}}, false};
 }
 
 TEST(ResponseCache, AnIdStandsForJustWhatIsRemembered) {
@@ -226,7 +226,7 @@ TEST(ResponseCache, AnIdStandsForJustWhatIsRemembered) {
 
 TEST(ResponseCache, ComparesTheRowsOfAGatherWithThoseOfTheSameRank) {
   ResponseCache cache;
-  cache.remember({4, request_of(OpKind::kAllgather, "g", {1, 5}), {"g", {1, 5}, {1, 2}, 4}, false});
+  cache.remember({4, request_of(OpKind::kAllgather, "g", {1, 5}), {"g", {1, 5}, {1, 2}, 4, {}}, false});
   EXPECT_EQ(cache.id_for(request_of(OpKind::kAllgather, "g", {2, 5}), 1), 4u);
   EXPECT_EQ(cache.id_for(request_of(OpKind::kAllgather, "g", {2, 5}), 0), std::nullopt);
 }
@@ -262,7 +262,7 @@ Response ready(const std::string& name, std::int64_t elements, DataType type = D
   Response response;
   response.op = op;
   response.dtype = type;
-  response.entries.push_back({name, {elements}, {}, 0});
+  response.entries.push_back({name, {elements}, {}, 0, {}});
   return response;
 }
 

@@ -33,6 +33,11 @@ void Ends::on_resolved(int rank, int index, HandleState& handle, std::span<const
     return;
   }
   ++operation.good;
+  if (must_fail_for_joined(index)) {
+    checker_.report(invariant::kErrorEverywhere,
+                    fmt::format("{} ended well on rank {}, though members had joined", named(index), rank));
+    return;
+  }
   if (plan(index).is_mismatch()) {
     checker_.report(invariant::kErrorEverywhere,
                     fmt::format("{} ended well on rank {}, though rank {} differs from the others", named(index), rank,
@@ -53,9 +58,13 @@ void Ends::check_result(int rank, int index, HandleState& handle, std::span<cons
     }
     return;
   }
-  if (plan(index).op == OpKind::kAllgather) result = {output.data, output.bytes};
+  std::vector<std::byte> made;
+  for (const OutputTensor& tensor : output.tensors) {
+    made.insert(made.end(), tensor.memory.get(), tensor.memory.get() + tensor.bytes);
+  }
+  if (!output.tensors.empty()) result = made;
   if (!operation.reference) operation.reference = std::make_unique<Reference>(scenario_, index);
-  std::string wrong = operation.reference->compare(result);
+  std::string wrong = operation.reference->compare(result, rank);
   if (wrong.empty() && plan(index).inexact) {
     if (operation.good == 1) operation.first_result.assign(result.begin(), result.end());
     if (!std::equal(result.begin(), result.end(), operation.first_result.begin(), operation.first_result.end())) {
@@ -75,10 +84,21 @@ void Ends::check_error(int rank, int index, const Status& status) {
                               status.text()));
 }
 
+// Only these can do without a rank that has no more data.
+bool Ends::must_fail_for_joined(int index) const {
+  const OperationPlan& operation = plan(index);
+  const std::size_t members = scenario_.sets[static_cast<std::size_t>(operation.slot)].ranks.size();
+  return operation.op != OpKind::kAllreduce && operation.op != OpKind::kBarrier &&
+         scenario_.present(operation).size() < members;
+}
+
 bool Ends::allowed(int index, const Status& status) const {
   const OperationPlan& operation = plan(index);
   if (operation.is_mismatch() && status.code() == StatusCode::kInvalidArgument) {
     return says(status, fmt::format("'{}'", operation.name)) && says(status, "mismatched");
+  }
+  if (must_fail_for_joined(index) && says(status, fmt::format("'{}'", operation.name)) && says(status, "joined")) {
+    return true;
   }
   if (scenario_.death) {
     const int dead = scenario_.death->rank;
@@ -86,6 +106,8 @@ bool Ends::allowed(int index, const Status& status) const {
         dead == kCoordinator || scenario_.sets[static_cast<std::size_t>(operation.slot)].contains(dead);
     if (concerned && says(status, fmt::format("rank {} is lost", dead))) return true;
   }
+  // A rank whose join has failed takes no part any more in what others had agreed on with it.
+  if (scenario_.death && !scenario_.last_batch.empty() && says(status, "is not there any more on rank")) return true;
   // A rank that knew of the death, or waits for a hung one no longer, leaves, and takes the calls that others still
   // have with it.
   if ((scenario_.death || scenario_.hang) && shutdown_expected_ && says(status, "has left the job")) return true;
@@ -109,7 +131,7 @@ void Ends::check_all_alike() {
   if (scenario_.death || scenario_.hang || scenario_.fault) return;
   for (std::size_t i = 0; i < operations_.size(); ++i) {
     const Operation& operation = operations_[i];
-    const std::size_t members = scenario_.sets[static_cast<std::size_t>(plan(static_cast<int>(i)).slot)].ranks.size();
+    const std::size_t members = scenario_.present(plan(static_cast<int>(i))).size();
     if (operation.good == 0 || static_cast<std::size_t>(operation.good) == members) continue;
     checker_.report(invariant::kErrorEverywhere, fmt::format("{} ended well on {} of {} ranks only",
                                                              named(static_cast<int>(i)), operation.good, members));

@@ -43,6 +43,7 @@ class Ends {
   const OperationPlan& plan(int index) const { return scenario_.operations[static_cast<std::size_t>(index)]; }
   void check_result(int rank, int index, HandleState& handle, std::span<const std::byte> result);
   void check_error(int rank, int index, const Status& status);
+  bool must_fail_for_joined(int index) const;
   bool allowed(int index, const Status& status) const;
   std::string named(int index) const;
 

@@ -60,6 +60,7 @@ class Drawing {
     const int batches = random_.between(1, many_ranks() ? 3 : 6);
     for (int batch = 0; batch < batches; ++batch) draw_batch(batch);
     remove_sets(batches);
+    draw_joins(batches);
     draw_order();
     draw_mishaps();
     return std::move(scenario_);
@@ -150,9 +151,15 @@ class Drawing {
         }
         break;
       case OpKind::kAllgather:
+      case OpKind::kAlltoall:
         plan.shape = {0};
         if (random_.chance(40)) plan.shape.push_back(random_.between(1, 3));
         draw_rows(plan);
+        break;
+      case OpKind::kReducescatter:
+        plan.shape = {draw_count(element)};
+        if (plan.shape.front() > 3 && random_.chance(40)) plan.shape = {plan.shape.front() / 3, 3};
+        plan.reduce_op = random_.pick({ReduceOp::kSum, ReduceOp::kAverage});
         break;
       case OpKind::kBroadcast:
         plan.shape = draw_shape(element);
@@ -161,25 +168,53 @@ class Drawing {
       case OpKind::kBarrier:
       case OpKind::kProcessSetAdd:
       case OpKind::kProcessSetRemove:
+      case OpKind::kJoin:
         plan.dtype = DataType::kUint8;
         break;
     }
+    draw_group(plan);
     plan.in_place = random_.chance(50);
+  }
+
+  // More tensors that are one operation with the first.
+  void draw_group(OperationPlan& plan) {
+    plan.more.clear();
+    if (plan.op == OpKind::kAllreduce || plan.op == OpKind::kReducescatter || plan.op == OpKind::kAllgather) {
+      if (!random_.chance(25)) return;
+      const int wanted = random_.between(1, 3);
+      for (int i = 0; i < wanted; ++i) plan.more.push_back(draw_member(plan));
+    }
+  }
+
+  Shape draw_member(const OperationPlan& plan) {
+    if (plan.op == OpKind::kAllgather) return {0, random_.between(1, 3)};  // as many rows as the first
+    if (plan.op == OpKind::kReducescatter) return {draw_count(size_of(plan.dtype))};
+    return draw_shape(size_of(plan.dtype));
   }
 
   void draw_rows(OperationPlan& plan) {
     const std::size_t members = scenario_.sets[static_cast<std::size_t>(plan.slot)].ranks.size();
+    const auto draw = [&] {
+      return static_cast<std::int64_t>(control_only_ ? random_.between(0, 2) : random_.pick({0, 1, 2, 5, 40, 150}));
+    };
     plan.rows.clear();
+    plan.splits.clear();
     for (std::size_t i = 0; i < members; ++i) {
-      plan.rows.push_back(control_only_ ? random_.between(0, 2) : random_.pick({0, 1, 2, 5, 40, 150}));
+      plan.rows.push_back(draw());
+      if (plan.op != OpKind::kAlltoall) continue;
+      plan.splits.emplace_back();
+      for (std::size_t to = 0; to < members; ++to) plan.splits.back().push_back(random_.chance(20) ? 0 : draw() / 2);
+      plan.rows.back() = std::accumulate(plan.splits.back().begin(), plan.splits.back().end(), std::int64_t{0});
     }
   }
 
   OpKind draw_kind(int slot) {
     // A ring over a thousand ranks costs a million messages, and shows nothing that eight ranks do not.
     const bool large = scenario_.sets[static_cast<std::size_t>(slot)].ranks.size() >= kManyRanks;
-    return random_.pick({OpKind::kAllreduce, OpKind::kAllreduce, OpKind::kAllreduce, OpKind::kBroadcast,
-                         OpKind::kBarrier, large ? OpKind::kBarrier : OpKind::kAllgather});
+    if (!large && random_.chance(35)) {
+      return random_.pick({OpKind::kAllgather, OpKind::kReducescatter, OpKind::kAlltoall});
+    }
+    return random_.pick({OpKind::kAllreduce, OpKind::kAllreduce, OpKind::kBroadcast, OpKind::kBarrier});
   }
 
   OperationPlan draw_tensor(int slot) {
@@ -222,7 +257,7 @@ class Drawing {
     for (OperationPlan& tensor : tensors_) {
       if (!random_.chance(85)) continue;
       if (random_.chance(8)) change(tensor);
-      if (tensor.op == OpKind::kAllgather && random_.chance(20)) draw_rows(tensor);
+      if (!tensor.rows.empty() && random_.chance(20)) draw_rows(tensor);
       add(tensor, batch);
     }
     if (!many_ranks() && random_.chance(25)) {
@@ -286,6 +321,19 @@ class Drawing {
     return std::find_if(scenario_.operations.begin(), scenario_.operations.end(), is_addition)->batch;
   }
 
+  // Ranks run out of data one after the other, as they do with shards of uneven size, and join.
+  void draw_joins(int batches) {
+    if (!random_.chance(25)) return;
+    for (int rank = 0; rank < scenario_.ranks; ++rank) {
+      scenario_.last_batch.push_back(random_.chance(50) ? batches : random_.between(-1, batches));
+    }
+    OperationPlan join;
+    join.op = OpKind::kJoin;
+    join.dtype = DataType::kUint8;
+    join.name = kJoinName;
+    add(join, batches + 1);
+  }
+
   // Unnamed operations of one kind get their names by their order, so they keep it.
   void draw_order() {
     std::stable_sort(scenario_.operations.begin(), scenario_.operations.end(),
@@ -321,7 +369,7 @@ class Drawing {
   }
 
   bool member(const OperationPlan& plan, int rank) const {
-    return scenario_.sets[static_cast<std::size_t>(plan.slot)].contains(rank);
+    return scenario_.sets[static_cast<std::size_t>(plan.slot)].contains(rank) && scenario_.takes_part(plan, rank);
   }
 
   // ---- what goes wrong
@@ -368,6 +416,7 @@ class Drawing {
   }
 
   void draw_absent_rank() {
+    if (!scenario_.last_batch.empty()) return;  // a rank that joins is missed by nobody
     OperationPlan& plan = scenario_.operations[random_.below(scenario_.operations.size())];
     const std::vector<int>& members = scenario_.sets[static_cast<std::size_t>(plan.slot)].ranks;
     if (members.size() < 2 || plan.unnamed) return;
@@ -387,12 +436,16 @@ class Drawing {
   void make_odd(OperationPlan& plan) {
     using Odd = OperationPlan::Odd;
     const std::vector<int>& members = scenario_.sets[static_cast<std::size_t>(plan.slot)].ranks;
-    if (members.size() < 2) return;
+    if (members.size() < 2 || scenario_.present(plan).size() < members.size()) return;
     switch (plan.op) {
       case OpKind::kAllreduce:
         plan.odd = random_.pick({Odd::kDataType, Odd::kShape, Odd::kReduceOp, Odd::kPrescale});
         break;
+      case OpKind::kReducescatter:
+        plan.odd = random_.pick({Odd::kDataType, Odd::kShape, Odd::kPrescale});
+        break;
       case OpKind::kAllgather:
+      case OpKind::kAlltoall:
         plan.odd = random_.pick({Odd::kDataType, Odd::kShape});
         break;
       case OpKind::kBroadcast:
@@ -403,6 +456,7 @@ class Drawing {
         break;
       case OpKind::kBarrier:
       case OpKind::kProcessSetRemove:
+      case OpKind::kJoin:
         return;
     }
     plan.odd_rank = random_.pick(members);
@@ -419,6 +473,20 @@ class Drawing {
 
 }  // namespace
 
+std::vector<Shape> OperationPlan::shapes(int rank_index) const {
+  std::vector<Shape> all{shape};
+  all.insert(all.end(), more.begin(), more.end());
+  if (rows.empty()) return all;
+  for (Shape& one : all) one.front() = rows[static_cast<std::size_t>(rank_index)];
+  return all;
+}
+
+std::vector<int> Scenario::present(const OperationPlan& plan) const {
+  std::vector<int> members = sets[static_cast<std::size_t>(plan.slot)].ranks;
+  std::erase_if(members, [&](int rank) { return !takes_part(plan, rank); });
+  return members;
+}
+
 Scenario draw_scenario(std::uint64_t seed, const ScenarioLimits& limits) { return Drawing(seed, limits).draw(); }
 
 std::string summary(const Scenario& scenario) {
@@ -429,6 +497,7 @@ std::string summary(const Scenario& scenario) {
   if (scenario.shutdown) text += fmt::format(", rank {} shuts down", scenario.shutdown->rank);
   if (scenario.fault) text += fmt::format(", a transfer of rank {} fails", scenario.fault->rank);
   if (scenario.has_absent_rank) text += ", an operation that one rank never enqueues";
+  if (!scenario.last_batch.empty()) text += ", ranks join";
   if (scenario.careless_removal) text += ", careless removal of sets";
   return text;
 }

@@ -34,8 +34,10 @@ struct OperationPlan {
   double prescale = 1.0;
   double postscale = 1.0;
   Shape shape;
-  std::vector<std::int64_t> rows;  ///< allgather: first dimension by rank in the set
-  int root = 0;                    ///< broadcast: global rank
+  std::vector<Shape> more;                        ///< a group: the tensors after the first, of the same type
+  std::vector<std::int64_t> rows;                 ///< allgather and alltoall: first dimension by rank in the set
+  std::vector<std::vector<std::int64_t>> splits;  ///< alltoall: by rank in the set, rows for each rank in the set
+  int root = 0;                                   ///< broadcast: global rank
   bool in_place = false;
   bool is_gradient = false;  ///< one of many that may be fused
   bool inexact = false;      ///< values whose sum rounds: compared with a tolerance, and bit for bit between ranks
@@ -46,6 +48,8 @@ struct OperationPlan {
   int absent_rank = -1;  ///< never enqueues it
 
   bool is_mismatch() const { return odd != Odd::kNothing; }
+  /// Shapes of all its tensors, as `rank_index` of the set brings them.
+  std::vector<Shape> shapes(int rank_index) const;
 };
 
 /// Something that happens once, when so many operations have been enqueued in all, and a little later.
@@ -75,6 +79,7 @@ struct Scenario {
   std::vector<SetPlan> sets;
   std::vector<OperationPlan> operations;
   std::vector<std::vector<int>> order;  ///< by rank: indices of `operations`
+  std::vector<int> last_batch;          ///< by rank: from then on it has no data, and joins; empty: nobody joins
   std::optional<Incident> death;
   std::optional<Incident> shutdown;
   std::optional<TransferFault> fault;
@@ -82,6 +87,13 @@ struct Scenario {
       hang;  ///< the rank stops for good, though its connections stay; then `shutdown->rank` gives up
   bool has_absent_rank = false;
   Sabotage sabotage;  ///< never drawn; tests set it
+
+  /// Whether a member of the operation's set enqueues it, or has joined by then.
+  bool takes_part(const OperationPlan& plan, int rank) const {
+    return plan.op == OpKind::kJoin || last_batch.empty() || plan.batch <= last_batch[static_cast<std::size_t>(rank)];
+  }
+  /// The members of its set that enqueue the operation.
+  std::vector<int> present(const OperationPlan& plan) const;
 
   bool is_undisturbed() const { return !death && !shutdown && !fault && !hang && !has_absent_rank; }
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "common/half.h"
 #include "tests/simulator/random.h"
@@ -84,11 +85,14 @@ double divided(DataType dtype, double sum, std::size_t ranks) {
 std::vector<double> reduced(const Scenario& scenario, int index) {
   const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];
   const SetPlan& set = scenario.sets[static_cast<std::size_t>(plan.slot)];
-  std::vector<double> values(count_of(plan, set, set.ranks.front()));
+  const std::vector<int> present = scenario.present(plan);  // joined ranks change nothing
+  if (present.empty()) return {};
+  const std::vector<std::size_t> counts = counts_of(plan, set, present.front());
+  std::vector<double> values(std::accumulate(counts.begin(), counts.end(), std::size_t{0}));
   for (std::size_t i = 0; i < values.size(); ++i) {
-    double value = value_of(scenario, index, set.ranks.front(), i) * plan.prescale;
-    for (std::size_t member = 1; member < set.ranks.size(); ++member) {
-      const double other = value_of(scenario, index, set.ranks[member], i) * plan.prescale;
+    double value = value_of(scenario, index, present.front(), i) * plan.prescale;
+    for (std::size_t member = 1; member < present.size(); ++member) {
+      const double other = value_of(scenario, index, present[member], i) * plan.prescale;
       value = combine(plan.reduce_op, plan.dtype, value, other);
     }
     if (plan.reduce_op == ReduceOp::kAverage) value = divided(plan.dtype, value, set.ranks.size());
@@ -99,21 +103,23 @@ std::vector<double> reduced(const Scenario& scenario, int index) {
 
 }  // namespace
 
-std::size_t count_of(const OperationPlan& plan, const SetPlan& set, int rank) {
-  if (plan.op == OpKind::kBarrier || plan.op == OpKind::kProcessSetAdd || plan.op == OpKind::kProcessSetRemove) {
-    return 0;
+std::vector<std::size_t> counts_of(const OperationPlan& plan, const SetPlan& set, int rank) {
+  if (plan.op == OpKind::kBarrier || plan.op == OpKind::kJoin || plan.op == OpKind::kProcessSetAdd ||
+      plan.op == OpKind::kProcessSetRemove) {
+    return {};
   }
-  Shape shape = plan.shape;
-  if (plan.op == OpKind::kAllgather) {
-    const auto place = std::lower_bound(set.ranks.begin(), set.ranks.end(), rank);
-    shape.front() = plan.rows[static_cast<std::size_t>(place - set.ranks.begin())];
+  const auto place = std::lower_bound(set.ranks.begin(), set.ranks.end(), rank);
+  std::vector<std::size_t> counts;
+  for (const Shape& shape : plan.shapes(static_cast<int>(place - set.ranks.begin()))) {
+    counts.push_back(static_cast<std::size_t>(element_count(shape).value()));
   }
-  return static_cast<std::size_t>(element_count(shape).value());
+  return counts;
 }
 
 std::vector<std::byte> input_of(const Scenario& scenario, int index, int rank) {
   const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];
-  const std::size_t count = count_of(plan, scenario.sets[static_cast<std::size_t>(plan.slot)], rank);
+  const std::vector<std::size_t> counts = counts_of(plan, scenario.sets[static_cast<std::size_t>(plan.slot)], rank);
+  const std::size_t count = std::accumulate(counts.begin(), counts.end(), std::size_t{0});
   const std::size_t element = size_of(plan.dtype);
   std::vector<std::byte> bytes(count * element);
   for (std::size_t i = 0; i < count; ++i) {
@@ -122,12 +128,76 @@ std::vector<std::byte> input_of(const Scenario& scenario, int index, int rank) {
   return bytes;
 }
 
+namespace {
+
+// What a member of an allgather gets: of each tensor the rows of all ranks.
+std::vector<std::byte> gathered(const Scenario& scenario, int index) {
+  const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];
+  const SetPlan& set = scenario.sets[static_cast<std::size_t>(plan.slot)];
+  std::vector<std::byte> all;
+  for (std::size_t tensor = 0; tensor <= plan.more.size(); ++tensor) {
+    for (const int rank : set.ranks) {
+      const std::vector<std::byte> input = input_of(scenario, index, rank);
+      const std::vector<std::size_t> counts = counts_of(plan, set, rank);
+      const auto before = static_cast<std::ptrdiff_t>(
+          std::accumulate(counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(tensor), std::size_t{0}) *
+          size_of(plan.dtype));
+      const auto bytes = static_cast<std::ptrdiff_t>(counts[tensor] * size_of(plan.dtype));
+      all.insert(all.end(), input.begin() + before, input.begin() + before + bytes);
+    }
+  }
+  return all;
+}
+
+std::int64_t row_bytes(const OperationPlan& plan, const Shape& shape) {
+  return element_count(Shape(shape.begin() + 1, shape.end())).value() * static_cast<std::int64_t>(size_of(plan.dtype));
+}
+
+// What comes to a member of an alltoall, from each rank in turn.
+std::vector<std::byte> exchanged(const Scenario& scenario, int index, std::size_t member) {
+  const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];
+  const std::vector<int>& ranks = scenario.sets[static_cast<std::size_t>(plan.slot)].ranks;
+  const std::int64_t row = row_bytes(plan, plan.shape);
+  std::vector<std::byte> all;
+  for (std::size_t from = 0; from < ranks.size(); ++from) {
+    const std::vector<std::byte> input = input_of(scenario, index, ranks[from]);
+    const std::vector<std::int64_t>& splits = plan.splits[from];
+    const std::int64_t begin =
+        std::accumulate(splits.begin(), splits.begin() + static_cast<std::ptrdiff_t>(member), std::int64_t{0}) * row;
+    all.insert(all.end(), input.begin() + begin, input.begin() + begin + splits[member] * row);
+  }
+  return all;
+}
+
+// The rows of a member in a whole reduction.
+std::vector<std::byte> scattered(const OperationPlan& plan, std::size_t ranks, std::size_t member,
+                                 const std::vector<std::byte>& whole) {
+  std::vector<std::byte> all;
+  std::int64_t offset = 0;
+  for (const Shape& shape : plan.shapes(0)) {
+    const std::int64_t row = row_bytes(plan, shape);
+    const auto parts = static_cast<std::int64_t>(ranks);
+    const auto place = static_cast<std::int64_t>(member);
+    const auto first = [&](std::int64_t part) {
+      return part * (shape.front() / parts) + std::min(part, shape.front() % parts);
+    };
+    all.insert(all.end(), whole.begin() + offset + first(place) * row, whole.begin() + offset + first(place + 1) * row);
+    offset += shape.front() * row;
+  }
+  return all;
+}
+
+}  // namespace
+
 Reference::Reference(const Scenario& scenario, int index)
-    : dtype_(scenario.operations[static_cast<std::size_t>(index)].dtype),
+    : scenario_(scenario),
+      index_(index),
+      dtype_(scenario.operations[static_cast<std::size_t>(index)].dtype),
       inexact_(scenario.operations[static_cast<std::size_t>(index)].inexact) {
   const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];
   switch (plan.op) {
-    case OpKind::kAllreduce: {
+    case OpKind::kAllreduce:
+    case OpKind::kReducescatter: {
       values_ = reduced(scenario, index);
       exact_.resize(values_.size() * size_of(dtype_));
       for (std::size_t i = 0; i < values_.size(); ++i) {
@@ -136,26 +206,35 @@ Reference::Reference(const Scenario& scenario, int index)
       break;
     }
     case OpKind::kAllgather:
-      for (const int rank : scenario.sets[static_cast<std::size_t>(plan.slot)].ranks) {
-        const std::vector<std::byte> block = input_of(scenario, index, rank);
-        exact_.insert(exact_.end(), block.begin(), block.end());
-      }
+      exact_ = gathered(scenario, index);
       break;
     case OpKind::kBroadcast:
       exact_ = input_of(scenario, index, plan.root);
       break;
+    case OpKind::kAlltoall:
     case OpKind::kBarrier:
     case OpKind::kProcessSetAdd:
     case OpKind::kProcessSetRemove:
+    case OpKind::kJoin:
       break;
   }
 }
 
-std::string Reference::compare(std::span<const std::byte> result) const {
-  if (result.size() != exact_.size()) return fmt::format("{} bytes where {} are due", result.size(), exact_.size());
-  if (std::equal(result.begin(), result.end(), exact_.begin())) return {};
+std::vector<std::byte> Reference::due(int rank) const {
+  const OperationPlan& plan = scenario_.operations[static_cast<std::size_t>(index_)];
+  const std::vector<int>& ranks = scenario_.sets[static_cast<std::size_t>(plan.slot)].ranks;
+  const auto member = static_cast<std::size_t>(std::lower_bound(ranks.begin(), ranks.end(), rank) - ranks.begin());
+  if (plan.op == OpKind::kAlltoall) return exchanged(scenario_, index_, member);
+  if (plan.op == OpKind::kReducescatter) return scattered(plan, ranks.size(), member, exact_);
+  return exact_;
+}
+
+std::string Reference::compare(std::span<const std::byte> result, int rank) const {
+  const std::vector<std::byte> exact = due(rank);
+  if (result.size() != exact.size()) return fmt::format("{} bytes where {} are due", result.size(), exact.size());
+  if (std::equal(result.begin(), result.end(), exact.begin())) return {};
   const std::size_t element = size_of(dtype_);
-  for (std::size_t i = 0; i * element < exact_.size(); ++i) {
+  for (std::size_t i = 0; i * element < exact.size(); ++i) {
     if (inexact_) {
       float got = 0;
       std::memcpy(&got, result.data() + i * element, sizeof(got));
@@ -165,12 +244,12 @@ std::string Reference::compare(std::span<const std::byte> result) const {
     }
     if (!std::equal(result.begin() + static_cast<std::ptrdiff_t>(i * element),
                     result.begin() + static_cast<std::ptrdiff_t>((i + 1) * element),
-                    exact_.begin() + static_cast<std::ptrdiff_t>(i * element))) {
+                    exact.begin() + static_cast<std::ptrdiff_t>(i * element))) {
       std::string bytes;
       for (std::size_t b = i * element; b < (i + 1) * element; ++b) {
-        bytes += fmt::format(" {:02x}/{:02x}", static_cast<unsigned>(result[b]), static_cast<unsigned>(exact_[b]));
+        bytes += fmt::format(" {:02x}/{:02x}", static_cast<unsigned>(result[b]), static_cast<unsigned>(exact[b]));
       }
-      return fmt::format("element {} of {} ({}) is wrong: bytes got/due{}", i, exact_.size() / element, name_of(dtype_),
+      return fmt::format("element {} of {} ({}) is wrong: bytes got/due{}", i, exact.size() / element, name_of(dtype_),
                          bytes);
     }
   }

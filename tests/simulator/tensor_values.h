@@ -10,25 +10,30 @@
 
 namespace hvd::simulator {
 
-/// What `rank` brings to operation number `index`.
+/// What `rank` brings to operation number `index`; the tensors of a group lie one behind the other.
 std::vector<std::byte> input_of(const Scenario& scenario, int index, int rank);
 
-/// Elements that `rank` brings, as planned.
-std::size_t count_of(const OperationPlan& plan, const SetPlan& set, int rank);
+/// Elements of each tensor that `rank` brings, as planned; none for operations without tensors.
+std::vector<std::size_t> counts_of(const OperationPlan& plan, const SetPlan& set, int rank);
 
 /// What a member must get, and how near it must come.
 class Reference {
  public:
   Reference(const Scenario& scenario, int index);
 
-  /// Empty when `result` is right, to the bit unless the operation is inexact; otherwise the first wrong element.
-  std::string compare(std::span<const std::byte> result) const;
+  /// Empty when `result` on `rank` is right, to the bit unless the operation is inexact; otherwise the first wrong
+  /// element. The tensors of a group lie one behind the other.
+  std::string compare(std::span<const std::byte> result, int rank) const;
 
  private:
+  std::vector<std::byte> due(int rank) const;
+
+  const Scenario& scenario_;
+  int index_;
   DataType dtype_;
   bool inexact_;
   std::vector<double> values_;    // of inexact operations
-  std::vector<std::byte> exact_;  // in the type of the tensor
+  std::vector<std::byte> exact_;  // in the type of the tensor; reducescatter: the whole reduction
 };
 
 }  // namespace hvd::simulator

@@ -55,7 +55,7 @@ void make_odd(Request& request, const OperationPlan& plan, const SetPlan& set) {
       request.dtype = request.dtype == DataType::kInt16 ? DataType::kFloat16 : DataType::kInt16;
       return;
     case Odd::kShape:
-      if (plan.op == OpKind::kAllgather) {
+      if (!plan.rows.empty()) {
         request.shape.push_back(2);
       } else if (request.shape.empty()) {
         request.shape.push_back(1);
@@ -187,6 +187,7 @@ void World::run_rank(int rank) {
 void World::collect_resolved(int rank) {
   Rank& state = rank_of(rank);
   bool any = false;
+  bool join_failed = false;  // the rank is not among those that joined: nobody will do its part for it
   std::erase_if(state.open, [&](std::size_t place) {
     Operation& operation = state.operations[place];
     if (!operation.handle->done()) return false;
@@ -207,10 +208,12 @@ void World::collect_resolved(int rank) {
         state.set_ids[static_cast<std::size_t>(plan.subject)] = operation.handle->output().process_set;
       }
     }
+    if (plan.op == OpKind::kJoin && !status.ok()) join_failed = true;
     operation.final_hash = hash_of(buffers.input) ^ hash_of(buffers.output) << 1;
     operation.final_status = &status.text();
     return true;
   });
+  if (join_failed && !state.dead) stop_program(rank);
   if (any) continue_program(rank);
 }
 
@@ -306,15 +309,22 @@ TensorEntry World::make_entry(int rank, const OperationPlan& plan, int index, Op
   request.prescale = plan.prescale;
   request.postscale = plan.postscale;
   request.root_rank = plan.root;
-  request.shape = plan.shape;
-  if (plan.op == OpKind::kAllgather) {
-    const auto member = std::lower_bound(set.ranks.begin(), set.ranks.end(), rank) - set.ranks.begin();
-    request.shape.front() = plan.rows[static_cast<std::size_t>(member)];
-  }
+  const auto member =
+      static_cast<std::size_t>(std::lower_bound(set.ranks.begin(), set.ranks.end(), rank) - set.ranks.begin());
+  const std::vector<Shape> shapes = plan.shapes(static_cast<int>(member));
+  request.shape = shapes.front();
+  if (plan.op == OpKind::kAlltoall) request.splits = plan.splits[member];
   if (plan.op == OpKind::kProcessSetRemove) request.shape = {state.set_ids[static_cast<std::size_t>(plan.subject)]};
   if (plan.odd_rank == rank) make_odd(request, plan, set);
   entry.input = buffers.input.data();
   if (own_output) entry.output = plan.in_place ? buffers.input.data() : buffers.output.data();
+  const std::vector<std::size_t> counts = counts_of(plan, set, rank);
+  std::size_t offset = 0;
+  for (std::size_t i = 1; i < counts.size(); ++i) {  // a group lies in one piece
+    offset += counts[i - 1] * size_of(plan.dtype);
+    request.more.push_back({plan.dtype, shapes[i]});
+    entry.more.push_back({entry.input + offset, own_output ? entry.output + offset : nullptr});
+  }
   entry.handle = operation.handle;
   entry.keep_alive = operation.buffers;
   return entry;

@@ -4,12 +4,13 @@ namespace hvd {
 namespace {
 
 constexpr std::array kAttributes{
-    Attribute{"data type", attributes::dtype}, Attribute{"number of dimensions", attributes::dimensions},
+    Attribute{"number of tensors", attributes::tensors}, Attribute{"data type", attributes::dtype},
+    Attribute{"number of dimensions", attributes::dimensions},
     Attribute{"shape after the first dimension", attributes::trailing_shape}, Attribute{"memory", attributes::memory}};
 
 Status check(const Request& request, const Membership& /*membership*/) {
-  HVD_RETURN_IF_ERROR(attributes::check_tensor(request));
-  if (request.shape.empty()) {
+  HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
+  if (attributes::has_scalar(request)) {
     return Status::invalid_argument("a scalar cannot be gathered; give it one dimension, as in tensor.reshape(1)");
   }
   return {};
@@ -18,7 +19,10 @@ Status check(const Request& request, const Membership& /*membership*/) {
 // Ranks may bring different numbers of rows: compared with what this rank brought last time.
 Request as_rank_sent_it(const Request& agreed, const ResponseEntry& entry, int index) {
   Request request = agreed;
-  request.shape.front() = entry.first_dims[static_cast<std::size_t>(index)];
+  const std::size_t ranks = entry.first_dims.size() / (1 + agreed.more.size());
+  std::size_t place = static_cast<std::size_t>(index);
+  request.shape.front() = entry.first_dims[place];
+  for (TensorType& tensor : request.more) tensor.shape.front() = entry.first_dims[place += ranks];
   return request;
 }
 
@@ -29,12 +33,18 @@ bool repeats(const Request& request, const Request& agreed, const ResponseEntry&
 ResponseEntry entry(std::span<const Request* const> requests) {
   ResponseEntry made = attributes::entry_alike(requests);
   for (const Request* request : requests) made.first_dims.push_back(request->shape.front());
+  for (std::size_t i = 0; i < made.more.size(); ++i) {
+    for (const Request* request : requests) made.first_dims.push_back(request->more[i].shape.front());
+  }
   return made;
 }
 
 }  // namespace
 
-constinit const OpRule kAllgatherRule{
-    OpKind::kAllgather, /*fusible=*/false, /*cacheable=*/true, check, kAttributes, repeats, entry, as_rank_sent_it};
+constinit const OpRule kAllgatherRule{OpKind::kAllgather,
+                                      /*fusible=*/false,
+                                      /*cacheable=*/true,
+                                      /*groupable=*/true,
+                                      /*runs_with_joined=*/false, check, kAttributes, repeats, entry, as_rank_sent_it};
 
 }  // namespace hvd

@@ -3,7 +3,8 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{Attribute{"data type", attributes::dtype},
+constexpr std::array kAttributes{Attribute{"number of tensors", attributes::tensors},
+                                 Attribute{"data type", attributes::dtype},
                                  Attribute{"shape", attributes::shape},
                                  Attribute{"reduction", attributes::reduce_op},
                                  Attribute{"prescale factor", attributes::prescale},
@@ -11,7 +12,7 @@ constexpr std::array kAttributes{Attribute{"data type", attributes::dtype},
                                  Attribute{"memory", attributes::memory}};
 
 Status check(const Request& request, const Membership& /*membership*/) {
-  HVD_RETURN_IF_ERROR(attributes::check_tensor(request));
+  HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
   if (!is_valid(request.reduce_op)) {
     return Status::invalid_argument(
         fmt::format("reduction number {} is not known", static_cast<int>(request.reduce_op)));
@@ -25,7 +26,11 @@ Status check(const Request& request, const Membership& /*membership*/) {
 }  // namespace
 
 constinit const OpRule kAllreduceRule{
-    OpKind::kAllreduce, /*fusible=*/true,          /*cacheable=*/true,      check,
-    kAttributes,        attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    OpKind::kAllreduce,
+    /*fusible=*/true,
+    /*cacheable=*/true,
+    /*groupable=*/true,
+    /*runs_with_joined=*/true, check, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    attributes::recall_alike};
 
 }  // namespace hvd

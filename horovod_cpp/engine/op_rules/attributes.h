@@ -3,27 +3,45 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "horovod_cpp/engine/op_rules/op_rule.h"
 
 namespace hvd::attributes {
 
-inline std::string dtype(const Request& request) { return std::string(name_of(request.dtype)); }
-inline std::string shape(const Request& request) { return shape_text(request.shape); }
+// Of a group: one text for each of its tensors.
+template <typename Text>
+std::string for_each_tensor(const Request& request, Text text) {
+  std::string all = text(TensorType{request.dtype, request.shape});
+  for (const TensorType& tensor : request.more) all += ", " + text(tensor);
+  return all;
+}
+
+inline std::string tensors(const Request& request) { return fmt::format("{}", request.more.size() + 1); }
+inline std::string dtype(const Request& request) {
+  return for_each_tensor(request, [](const TensorType& tensor) { return std::string(name_of(tensor.dtype)); });
+}
+inline std::string shape(const Request& request) {
+  return for_each_tensor(request, [](const TensorType& tensor) { return shape_text(tensor.shape); });
+}
 inline std::string reduce_op(const Request& request) { return std::string(name_of(request.reduce_op)); }
 inline std::string prescale(const Request& request) { return fmt::format("{}", request.prescale); }
 inline std::string postscale(const Request& request) { return fmt::format("{}", request.postscale); }
 inline std::string root_rank(const Request& request) { return fmt::format("{}", request.root_rank); }
 inline std::string memory(const Request& /*request*/) { return "host"; }
-inline std::string dimensions(const Request& request) { return fmt::format("{}", request.shape.size()); }
+inline std::string dimensions(const Request& request) {
+  return for_each_tensor(request, [](const TensorType& tensor) { return fmt::format("{}", tensor.shape.size()); });
+}
 inline std::string trailing_shape(const Request& request) {
-  if (request.shape.empty()) return "[]";
-  return shape_text(Shape(request.shape.begin() + 1, request.shape.end()));
+  return for_each_tensor(request, [](const TensorType& tensor) {
+    return tensor.shape.empty() ? std::string("[]") : shape_text(Shape(tensor.shape.begin() + 1, tensor.shape.end()));
+  });
 }
 
 /// Everything but the names of memory and of the call site.
 inline bool same_agreement(const Request& a, const Request& b) {
   return a.dtype == b.dtype && a.reduce_op == b.reduce_op && a.prescale == b.prescale && a.postscale == b.postscale &&
-         a.root_rank == b.root_rank && a.shape == b.shape && a.memory == b.memory;
+         a.root_rank == b.root_rank && a.shape == b.shape && a.more == b.more && a.memory == b.memory;
 }
 
 // For operations whose requests are alike on all ranks.
@@ -32,15 +50,24 @@ inline bool repeats_alike(const Request& request, const Request& agreed, const R
   return same_agreement(request, agreed);
 }
 inline ResponseEntry entry_alike(std::span<const Request* const> requests) {
-  return {requests.front()->key.name, requests.front()->shape, {}, 0};
+  return {requests.front()->key.name, requests.front()->shape, {}, 0, requests.front()->more};
 }
 inline Request recall_alike(const Request& agreed, const ResponseEntry& /*entry*/, int /*index*/) { return agreed; }
 
-inline Status check_tensor(const Request& request) {
-  if (find_data_type(request.dtype) == nullptr) {
-    return Status::invalid_argument(fmt::format("data type number {} is not known", static_cast<int>(request.dtype)));
+inline Status check_tensors(const Request& request) {
+  for (const TensorType& tensor : tensors_of(request)) {
+    if (find_data_type(tensor.dtype) == nullptr) {
+      return Status::invalid_argument(fmt::format("data type number {} is not known", static_cast<int>(tensor.dtype)));
+    }
+    HVD_RETURN_IF_ERROR(element_count(tensor.shape).status());
   }
-  return element_count(request.shape).status();
+  return {};
+}
+
+/// Whether one of the tensors has no first dimension.
+inline bool has_scalar(const Request& request) {
+  const auto is_scalar = [](const TensorType& tensor) { return tensor.shape.empty(); };
+  return request.shape.empty() || std::any_of(request.more.begin(), request.more.end(), is_scalar);
 }
 
 }  // namespace hvd::attributes

@@ -8,7 +8,10 @@ Status check(const Request& /*request*/, const Membership& /*membership*/) { ret
 }  // namespace
 
 constinit const OpRule kBarrierRule{
-    OpKind::kBarrier,          /*fusible=*/false,       /*cacheable=*/true,      check, {},
-    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    OpKind::kBarrier,
+    /*fusible=*/false,
+    /*cacheable=*/true,
+    /*groupable=*/false,
+    /*runs_with_joined=*/true, check, {}, attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

@@ -8,7 +8,7 @@ constexpr std::array kAttributes{Attribute{"data type", attributes::dtype}, Attr
                                  Attribute{"memory", attributes::memory}};
 
 Status check(const Request& request, const Membership& membership) {
-  HVD_RETURN_IF_ERROR(attributes::check_tensor(request));
+  HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
   if (!membership.contains(request.root_rank)) {
     return Status::invalid_argument(
         fmt::format("broadcast received invalid root rank {} for provided process set", request.root_rank));
@@ -19,7 +19,11 @@ Status check(const Request& request, const Membership& membership) {
 }  // namespace
 
 constinit const OpRule kBroadcastRule{
-    OpKind::kBroadcast, /*fusible=*/false,         /*cacheable=*/true,      check,
-    kAttributes,        attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    OpKind::kBroadcast,
+    /*fusible=*/false,
+    /*cacheable=*/true,
+    /*groupable=*/false,
+    /*runs_with_joined=*/false, check, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    attributes::recall_alike};
 
 }  // namespace hvd

@@ -23,15 +23,18 @@ struct OpRule {
   OpKind op;
   bool fusible;
   bool cacheable;
+  bool groupable;         ///< several tensors may be one operation
+  bool runs_with_joined;  ///< ranks that have joined take part, with tensors that change nothing
   /// What the calling rank can know by itself. Texts do not repeat operation and tensor name.
   Status (*check)(const Request& request, const Membership& membership);
   /// What ranks must agree on.
   std::span<const Attribute> attributes;
   /// True when `request` of set rank `index` is what the remembered entry says; then a cache id stands for it.
   bool (*repeats)(const Request& request, const Request& agreed, const ResponseEntry& entry, int index);
-  /// The entry of agreed requests, in the order of the set's ranks.
+  /// The entry of agreed requests, in the order of the set's ranks; those of joined ranks are not among them.
   ResponseEntry (*entry)(std::span<const Request* const> requests);
-  /// A request as rank `index` must have sent it when it sent the cache id of `entry`.
+  /// A request as rank `index` must have sent it when it sent the cache id of `entry`. What does not count for the
+  /// agreement may differ.
   Request (*recall)(const Request& agreed, const ResponseEntry& entry, int index);
 };
 

@@ -3,8 +3,9 @@
 namespace hvd {
 namespace {
 
-constexpr std::array<const OpRule*, 6> kRules{&kAllreduceRule, &kAllgatherRule,     &kBroadcastRule,
-                                              &kBarrierRule,   &kProcessSetAddRule, &kProcessSetRemoveRule};
+constexpr std::array<const OpRule*, 9> kRules{&kAllreduceRule,     &kAllgatherRule,     &kBroadcastRule,
+                                              &kBarrierRule,       &kProcessSetAddRule, &kProcessSetRemoveRule,
+                                              &kReducescatterRule, &kAlltoallRule,      &kJoinRule};
 
 }  // namespace
 

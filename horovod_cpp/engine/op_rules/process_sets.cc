@@ -33,10 +33,18 @@ Status check_remove(const Request& request, const Membership& /*membership*/) {
 }  // namespace
 
 constinit const OpRule kProcessSetAddRule{
-    OpKind::kProcessSetAdd,    /*fusible=*/false,       /*cacheable=*/false,     check_add, kAttributes,
-    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    OpKind::kProcessSetAdd,
+    /*fusible=*/false,
+    /*cacheable=*/false,
+    /*groupable=*/false,
+    /*runs_with_joined=*/false, check_add, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    attributes::recall_alike};
 constinit const OpRule kProcessSetRemoveRule{
-    OpKind::kProcessSetRemove, /*fusible=*/false,       /*cacheable=*/false,     check_remove, kAttributes,
-    attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    OpKind::kProcessSetRemove,
+    /*fusible=*/false,
+    /*cacheable=*/false,
+    /*groupable=*/false,
+    /*runs_with_joined=*/false, check_remove, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    attributes::recall_alike};
 
 }  // namespace hvd

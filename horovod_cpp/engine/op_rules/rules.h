@@ -14,5 +14,8 @@ extern const OpRule kBroadcastRule;
 extern const OpRule kBarrierRule;
 extern const OpRule kProcessSetAddRule;
 extern const OpRule kProcessSetRemoveRule;
+extern const OpRule kReducescatterRule;
+extern const OpRule kAlltoallRule;
+extern const OpRule kJoinRule;
 
 }  // namespace hvd

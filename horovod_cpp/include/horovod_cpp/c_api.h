@@ -39,7 +39,15 @@ typedef enum hvd_code {
   HVD_DEADLINE_EXCEEDED = 5 /* a wait came to its time limit; the handle is still good */
 } hvd_code;
 
-typedef enum hvd_op { HVD_ALLREDUCE = 0, HVD_ALLGATHER = 1, HVD_BROADCAST = 2, HVD_BARRIER = 3 } hvd_op;
+typedef enum hvd_op {
+  HVD_ALLREDUCE = 0,
+  HVD_ALLGATHER = 1,
+  HVD_BROADCAST = 2,
+  HVD_BARRIER = 3,
+  HVD_REDUCESCATTER = 6,
+  HVD_ALLTOALL = 7,
+  HVD_JOIN = 8
+} hvd_op;
 
 /* The numbers of data types, reductions and memory kinds. */
 typedef enum hvd_dtype {
@@ -138,21 +146,31 @@ typedef struct hvd_operation {
   uint32_t struct_bytes;
   int32_t op;          /* hvd_op */
   int32_t process_set; /* 0: all ranks */
-  int32_t reduce_op;   /* allreduce */
+  int32_t reduce_op;   /* allreduce; reducescatter: HVD_AVERAGE or HVD_SUM */
   int32_t root_rank;   /* broadcast: global rank of the root */
   int32_t call_site_line;
   const char* call_site_file; /* where the user called, for messages; NULL if not known */
   const char* name;           /* key of the operation, equal on all ranks; NULL: made from a counter of the set */
-  double prescale;            /* allreduce: factors before and after the reduction */
+  double prescale;            /* allreduce, reducescatter: factors before and after the reduction */
   double postscale;
-  hvd_tensor input;  /* barrier: ignored */
-  hvd_tensor output; /* same shape and dtype as `input`, may be the same memory; allgather: ignored (the handle has
-                        the output); broadcast: filled on every rank */
+  hvd_tensor input;  /* barrier and join: ignored */
+  hvd_tensor output; /* same shape and dtype as `input`, may be the same memory; broadcast: filled on every rank;
+                        allgather, reducescatter and alltoall: ignored (the handle has the output) */
   void* keep_alive;  /* given to `release` when the engine needs the memory no more; may be NULL */
   void (*release)(void* keep_alive); /* called by a thread that is inside a function of this header, never by
                                         the background thread */
   int32_t caller_waits; /* 1: the calling thread goes straight on to hvd_handle_wait and drives the engine there */
+  int32_t group_count;  /* above 0: so many tensors are one operation (allreduce, allgather, reducescatter), agreed and
+                           done all or none; `input` and `output` are ignored */
+  const hvd_tensor* group_inputs;
+  const hvd_tensor* group_outputs; /* allreduce: as `output` */
+  const int64_t* splits; /* alltoall: rows for each rank of the set, in the order of its ranks; NULL: equal shares */
+  int32_t split_count;
 } hvd_operation;
+
+/* Join: this rank has no more data. Blocks in the wait until all ranks of the job have joined; meanwhile the rank takes
+ * part in allreduces of the others with elements that change nothing, and in barriers. Averages still divide by the
+ * size of the set. Every other operation of the others ends with an error that names the ranks that have joined. */
 
 typedef struct hvd_handle hvd_handle;
 
@@ -175,12 +193,17 @@ typedef struct hvd_output {
   uint32_t struct_bytes;
   int32_t dimensions;
   const int64_t* shape; /* valid as long as the handle */
-  void* data;           /* the caller's output memory; allgather: engine memory, valid as long as the handle */
+  void* data;           /* the caller's output memory; where the engine made the output: valid as long as the handle */
   int64_t bytes;
+  const int64_t* received_splits; /* alltoall: rows that came from each rank of the set; valid as long as the handle */
+  int32_t received_split_count;
+  int32_t last_joined_rank; /* join */
 } hvd_output;
 
-/* The result of a handle that is done without failure. */
+/* The result of a handle that is done without failure; of a group: of its first tensor. */
 HVD_API int hvd_handle_output(hvd_handle* handle, hvd_output* output);
+/* Of a group: the result of one of its tensors. HVD_INVALID_ARGUMENT where there is none of that number. */
+HVD_API int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* output);
 /* May be called at any time; an operation in flight goes on. NULL does nothing. */
 HVD_API void hvd_handle_destroy(hvd_handle* handle);
 

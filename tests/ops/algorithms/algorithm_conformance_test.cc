@@ -234,6 +234,116 @@ TEST(AlgorithmTable, TheLastAllreduceFitsWhateverTheFacts) {
   EXPECT_EQ(select_allreduce({1025, 4, 1024}).name, "ring");
 }
 
+// ---- reducescatter
+// ----------------------------------------------------------------------------------------------------------
+
+class ReducescatterConformance : public ::testing::TestWithParam<ReducescatterAlgorithm> {
+ protected:
+  // Each rank's share, one behind the other, is the result that an allreduce would have.
+  void run(SteppedRanks& ranks, Operands& operands, ReduceOp op) {
+    const Result<Reducer> reducer = find_reducer(operands.dtype, op);
+    ASSERT_TRUE(reducer.ok()) << reducer.status().text();
+    const std::vector<std::size_t> chunks = chunk_bounds(operands.elements, size_of(operands.dtype), ranks.size());
+    std::vector<GuardedBytes> shares;
+    for (std::size_t i = 0; i + 1 < chunks.size(); ++i) shares.emplace_back(chunks[i + 1] - chunks[i]);
+    expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+      const auto i = static_cast<std::size_t>(rank);
+      return GetParam().run(context, {operands.inputs[i].data(), shares[i].data(), chunks}, reducer.value());
+    }));
+    whole_.clear();
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+      EXPECT_TRUE(shares[i].guards_are_whole()) << "rank " << i << " wrote beside its output";
+      EXPECT_TRUE(operands.inputs[i] == operands.given[i]) << "rank " << i << " changed its input";
+      whole_.insert(whole_.end(), shares[i].data(), shares[i].data() + shares[i].size());
+    }
+  }
+
+  std::mt19937_64 random_ = generator_of_this_run();
+  std::vector<std::byte> whole_;
+};
+
+TEST_P(ReducescatterConformance, GivesEachRankItsExactShareForEveryTypeReductionSizeAndNumberOfRanks) {
+  constexpr std::array ops{ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct};
+  for (int size = 2; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random_, {eager_limit, std::size_t{16} << 10, kSegment});
+      for (const DataTypeInfo& type : kDataTypes) {
+        for (const ReduceOp op : ops) {
+          for (const std::size_t count : counts_for(size, type.bytes)) {
+            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, false, eager_limit));
+            Operands operands(type.type, size, count, false);
+            operands.fill([&] { return exact_operand(type.type, op, random_); });
+            run(ranks, operands, op);
+            for (std::size_t i = 0; i < count && !HasFailure(); ++i) {
+              const double expected = as_stored(type.type, reduce_in_double(type.type, op, operands.of_element(i)));
+              ASSERT_EQ(load_element(type.type, whole_.data(), i), expected) << "element " << i;
+            }
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, ReducescatterConformance, ::testing::ValuesIn(reducescatter_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+// ---- alltoall
+// ---------------------------------------------------------------------------------------------------------------
+
+class AlltoallConformance : public ::testing::TestWithParam<AlltoallAlgorithm> {};
+
+TEST_P(AlltoallConformance, BringsUnevenAndEmptyBlocksToTheirRanks) {
+  std::mt19937_64 random = generator_of_this_run();
+  for (int size = 1; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+      for (int round = 0; round < 12; ++round) {
+        const auto n = static_cast<std::size_t>(size);
+        std::vector<std::vector<std::size_t>> bytes(n, std::vector<std::size_t>(n));  // from, to
+        for (auto& row : bytes) {
+          for (std::size_t& block : row) {
+            constexpr std::array<std::size_t, 6> sizes{0, 1, kSegment - 1, kSegment, kSegment + 1, 10 * kSegment + 7};
+            block = round < 2 ? static_cast<std::size_t>(round) : sizes[random() % sizes.size()];
+          }
+        }
+        std::vector<ExchangeBuffer> buffers(n);
+        std::vector<GuardedBytes> inputs;
+        std::vector<GuardedBytes> outputs;
+        for (std::size_t rank = 0; rank < n; ++rank) {
+          buffers[rank].to = buffers[rank].from = {0};
+          for (std::size_t peer = 0; peer < n; ++peer) {
+            buffers[rank].to.push_back(buffers[rank].to.back() + bytes[rank][peer]);
+            buffers[rank].from.push_back(buffers[rank].from.back() + bytes[peer][rank]);
+          }
+          inputs.emplace_back(buffers[rank].to.back());
+          for (std::byte& byte : inputs.back().span()) byte = static_cast<std::byte>(random());
+          outputs.emplace_back(buffers[rank].from.back());
+        }
+        for (std::size_t rank = 0; rank < n; ++rank) {
+          buffers[rank].input = inputs[rank].data();
+          buffers[rank].output = outputs[rank].data();
+        }
+        expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+          return GetParam().run(context, buffers[static_cast<std::size_t>(rank)]);
+        }));
+        for (std::size_t to = 0; to < n; ++to) {
+          ASSERT_TRUE(outputs[to].guards_are_whole());
+          for (std::size_t from = 0; from < n; ++from) {
+            const std::byte* sent = inputs[from].data() + buffers[from].to[to];
+            ASSERT_TRUE(std::equal(sent, sent + bytes[from][to], outputs[to].data() + buffers[to].from[from]))
+                << size << " ranks, round " << round << ", from " << from << " to " << to;
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, AlltoallConformance, ::testing::ValuesIn(alltoall_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
 // ---- allgather, broadcast, barrier
 // -----------------------------------------------------------------------------------
 
