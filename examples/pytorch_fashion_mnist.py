@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gzip
 import os
 import statistics
 import sys
@@ -21,56 +20,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _data import FASHION_MNIST, Images
 from torch import nn
 from tqdm import tqdm
 
 import horovod_cpp.torch as hvd
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder with the IDX files, plain or .gz")
+    parser.add_argument("--data", type=Path, default=FASHION_MNIST, help="folder with the IDX files, plain or .gz")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64, help="images a step on each rank")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="for one rank; it grows with their number")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--rounds", type=int, default=24, help="of the measurement after the training; 0: no table")
     return parser.parse_args()
-
-
-# ---- the data --------------------------------------------------------------------------------------------------------
-
-
-def read_idx(folder: Path, name: str) -> torch.Tensor:
-    """One IDX file: two zero bytes, the type (8: bytes), the number of dimensions, each dimension, the values."""
-    for path, opened in ((folder / f"{name}.gz", gzip.open), (folder / name, open)):
-        if path.exists():
-            with opened(path, "rb") as file:
-                data = file.read()
-            break
-    else:
-        sys.exit(f"{folder} has no {name}[.gz]; install dataset-fashion-mnist or name another folder with --data")
-    dimensions = data[3]
-    if data[:3] != b"\0\0\x08":
-        sys.exit(f"{path} is not an IDX file of bytes")
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-class Images:
-    """Images and labels of one part of the data set, all in memory."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self.images = read_idx(folder, f"{part}-images-idx3-ubyte").unsqueeze(1)
-        self.labels = read_idx(folder, f"{part}-labels-idx1-ubyte").long()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (self.images[indices].float() - 73.0) / 90.0, self.labels[indices]  # mean and deviation of the pixels
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
