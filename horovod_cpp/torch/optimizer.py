@@ -6,6 +6,7 @@ The hooks run on the thread that calls `backward()`; all else on the thread that
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import warnings
 import weakref
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
@@ -27,17 +29,51 @@ from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 class _Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
-    __slots__ = ("context", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
+    __slots__ = ("context", "group", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
 
     def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
         self.parameter = parameter
         self.name = name
         self.passes_left = passes
-        self.pending: AnyPending | PendingSparse | None = None
+        self.group: _Group | None = None
+        self.pending: AnyPending | PendingSparse | _GroupPending | None = None
         self.sparse_dim = 0  # of the last gradient that was sparse
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.context: Any = None  # what the compressor wants back
         self.hook: torch.utils.hooks.RemovableHandle | None = None
+
+
+class _Group:
+    """Gradients that are reduced together, as one operation, once backward has made the last of them."""
+
+    __slots__ = ("compressed", "members", "name")
+
+    def __init__(self, name: str, members: list[_Gradient]) -> None:
+        self.name = name
+        self.members = members
+        self.compressed: dict[_Gradient, torch.Tensor] = {}  # those that are ready
+
+    def is_ready(self) -> bool:
+        return len(self.compressed) == len(self.members)
+
+
+class _GroupPending:
+    """The reduction of a group in flight, for each of its gradients."""
+
+    __slots__ = ("_outputs", "_pending")
+
+    def __init__(self, pending: operations.PendingGroup) -> None:
+        self._pending = pending
+        self._outputs: list[torch.Tensor] = []
+
+    def parts(self) -> tuple[operations.Operation, ...]:
+        return self._pending.parts()
+
+    def output(self, index: int) -> torch.Tensor:
+        """Block until the group is reduced. Raises HorovodInternalError if it failed."""
+        if not self._outputs:
+            self._outputs = self._pending.wait()
+        return self._outputs[index]
 
 
 class _Reduction:
@@ -72,6 +108,15 @@ class _Reduction:
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
+    def group(self, parameters: list[torch.Tensor], number: int) -> None:
+        """Reduce these parameters together; those that need no gradient are left out."""
+        members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
+        if not members:
+            return
+        made = _Group(f"group.{number}.{members[0].name}", members)
+        for member in members:
+            member.group = made
+
     def remove_hooks(self) -> None:
         for gradient in self.gradients.values():
             if gradient.hook is not None:
@@ -97,26 +142,48 @@ class _Reduction:
         parameter = gradient.parameter
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
-            parameter.grad = (
-                _sparse_zeros(parameter, gradient.sparse_dim) if gradient.sparse_dim else torch.zeros_like(parameter)
-            )
+            sparse = gradient.sparse_dim > 0 and gradient.group is None
+            parameter.grad = _sparse_zeros(parameter, gradient.sparse_dim) if sparse else torch.zeros_like(parameter)
         self.start(gradient, parameter.grad)
 
     def start(self, gradient: _Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
         gradient.passes_left = 0
+        group = gradient.group
         if grad.layout is not torch.strided:
-            if not self.sparse_as_dense:
+            if not self.sparse_as_dense and group is None:
                 gradient.sparse_dim = grad.sparse_dim()
                 gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
         gradient.reduced = grad
         compressed, gradient.context = self.compression.compress(grad)
+        if group is not None:
+            group.compressed[gradient] = compressed
+            if group.is_ready():
+                self.start_group(group)
+            return
         gradient.pending = operations.start_allreduce(
             compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
             self.process_set, self.site,
         )  # fmt: skip
+
+    def start_group(self, group: _Group) -> None:
+        pending = _GroupPending(
+            operations.start_group(
+                _core.ALLREDUCE,
+                [group.compressed[member] for member in group.members],
+                True,
+                group.name,
+                self.op,
+                self.prescale_factor,
+                self.postscale_factor,
+                self.process_set,
+                self.site,
+            )
+        )
+        for member in group.members:
+            member.pending = pending
 
     def finish(self, gradient: _Gradient) -> None:
         """Wait for the reduced gradient and put it in its place."""
@@ -127,7 +194,12 @@ class _Reduction:
             self.reset_one(gradient)
             return
         assert target is not None
-        output = self.compression.decompress(pending.wait(), gradient.context)
+        if isinstance(pending, _GroupPending):
+            assert gradient.group is not None
+            reduced = pending.output(gradient.group.members.index(gradient))
+        else:
+            reduced = pending.wait()
+        output = self.compression.decompress(reduced, gradient.context)
         if output is not target:
             with torch.no_grad():
                 target.copy_(output)
@@ -137,6 +209,8 @@ class _Reduction:
     def reset_one(self, gradient: _Gradient) -> None:
         gradient.pending = gradient.reduced = gradient.context = None
         gradient.passes_left = self.passes
+        if gradient.group is not None:
+            gradient.group.compressed.clear()
 
     def reset(self) -> None:
         """Forget what is in flight; it goes on without us."""
@@ -149,9 +223,10 @@ class _Reduction:
 
     def synchronize(self) -> None:
         for gradient in self.gradients.values():
-            if gradient.pending is None:
+            if gradient.pending is None and gradient.reduced is None:
                 self.start_missing(gradient)
-        operations.wait_all(gradient.pending for gradient in self.gradients.values() if gradient.pending)
+        in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
+        operations.wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():
             self.finish(gradient)
 
@@ -302,7 +377,10 @@ def DistributedOptimizer(
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
         op: Average, Sum, Min, Max or Product.
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
-        num_groups, groups: not implemented yet.
+        num_groups: deprecated, use `groups`.
+        groups: lists of parameters whose gradients are reduced together, each list as one operation, when the last of
+            them is ready; or a number of groups, in which the parameters come in their order. Parameters of no group
+            are reduced one by one. In a group sparse gradients are made dense.
         sparse_as_dense: make sparse gradients dense before they are reduced; otherwise their entries are gathered,
             whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
@@ -310,11 +388,13 @@ def DistributedOptimizer(
         process_set: the ranks that reduce; a rank outside steps with its own gradients.
     Raises: ValueError for bad arguments or before `init`; NotImplementedError for what is not implemented yet.
     """
-    _refuse_unimplemented(num_groups, groups, op)
+    if op == Adasum:
+        raise NotImplementedError("DistributedOptimizer: op=Adasum is not implemented yet; use Average or Sum")
     _require_positive(backward_passes_per_step)
     if gradient_predivide_factor != 1.0 and op != Average:
         raise ValueError("gradient_predivide_factor not supported with op != Average")
     names = _parameter_names(optimizer, named_parameters)
+    members = _groups(list(names), groups, num_groups)
     reduction = _Reduction(
         compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
@@ -331,17 +411,40 @@ def DistributedOptimizer(
         for parameter, name in names.items():
             if parameter.requires_grad:
                 reduction.add(parameter, name)
+        for number, parameters in enumerate(members):
+            reduction.group(parameters, number)
     weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
     return optimizer
 
 
-def _refuse_unimplemented(num_groups: int, groups: Any, op: int) -> None:
-    wanted = {"num_groups": num_groups != 0, "groups": groups is not None}
-    for option, is_wanted in wanted.items():
-        if is_wanted:
-            raise NotImplementedError(f"DistributedOptimizer: the option {option} is not implemented yet")
-    if op == Adasum:
-        raise NotImplementedError("DistributedOptimizer: op=Adasum is not implemented yet; use Average or Sum")
+def _groups(parameters: list[torch.Tensor], groups: Any, num_groups: int) -> list[list[torch.Tensor]]:
+    """The parameters of each group, as `groups` or the old `num_groups` ask for them."""
+    if num_groups != 0:
+        warnings.warn("the parameter num_groups is deprecated; use groups", DeprecationWarning, 3)
+        if groups is None:
+            groups = num_groups
+    if groups is None:
+        return []
+    if isinstance(groups, int) and not isinstance(groups, bool):
+        if groups < 0:
+            raise ValueError(
+                f"groups should be a non-negative integer or a list of list of torch.Tensor (got {groups})"
+            )
+        count = min(groups, len(parameters))
+        size, longer = divmod(len(parameters), count) if count > 0 else (0, 0)
+        bounds = [number * size + min(number, longer) for number in range(count + 1)]
+        return [parameters[begin:end] for begin, end in itertools.pairwise(bounds)]
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor")
+    known = set(parameters)
+    seen: set[torch.Tensor] = set()
+    for parameter in itertools.chain.from_iterable(groups):
+        if not isinstance(parameter, torch.Tensor) or parameter not in known:
+            raise ValueError("groups: an entry is not a parameter of the optimizer")
+        if parameter in seen:
+            raise ValueError(f"groups: a parameter of shape {tuple(parameter.shape)} is in more than one group")
+        seen.add(parameter)
+    return [list(group) for group in groups]
 
 
 def _require_positive(passes: int) -> None:

@@ -415,8 +415,10 @@ BAD_ARGUMENTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
                   {"gradient_predivide_factor": 2.0, "op": hvd.Sum}),
     "passes": (ValueError, "backward_passes_per_step must be > 0", {"backward_passes_per_step": 0}),
     "no tuples": (ValueError, "sequence of tuples", {"named_parameters": [torch.ones(1)]}),
-    "groups": (NotImplementedError, "groups", {"groups": []}),
-    "num_groups": (NotImplementedError, "num_groups", {"num_groups": 2}),
+    "groups": (ValueError, "non-negative integer or a list of list", {"groups": "two"}),
+    "negative groups": (ValueError, "non-negative integer or a list of list", {"groups": -1}),
+    "flat groups": (ValueError, "non-negative integer or a list of list", {"groups": [torch.zeros(1)]}),
+    "foreign groups": (ValueError, "not a parameter of the optimizer", {"groups": [[torch.zeros(1)]]}),
     "adasum": (NotImplementedError, "Adasum", {"op": hvd.Adasum}),
 }  # fmt: skip
 
