@@ -120,7 +120,27 @@ std::size_t fusion_bytes(const AllreduceCall& call) {
       [&](std::size_t sum, const AllreduceTensor& tensor) { return sum + tensor.count * size_of(call.dtype); });
 }
 
+namespace {
+
+// One tensor: what it is fused with would change the result.
+Task<Status> host_adasum(CollectiveContext& context, AllreduceCall call) {
+  const AllreduceTensor& tensor = call.tensors.front();
+  const std::size_t bytes = tensor.count * size_of(call.dtype);
+  if (tensor.input == nullptr) {
+    fill_neutral(tensor.output, call.dtype, tensor.count, call.reduce_op);
+  } else if (tensor.input != tensor.output && bytes > 0) {
+    std::memcpy(tensor.output, tensor.input, bytes);
+  }
+  HVD_CO_RETURN_IF_ERROR(scale(tensor.output, call.dtype, tensor.count, call.prescale));
+  HVD_CO_RETURN_IF_ERROR(co_await adasum_algorithms().front().run(context, {tensor.output, bytes}, call.dtype));
+  HVD_CO_RETURN_IF_ERROR(scale(tensor.output, call.dtype, tensor.count, call.postscale));
+  co_return Status();
+}
+
+}  // namespace
+
 Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {
+  if (call.reduce_op == ReduceOp::kAdasum) co_return co_await host_adasum(context, std::move(call));
   Result<Reducer> reducer = find_reducer(call.dtype, call.reduce_op);
   if (!reducer) co_return reducer.status();
   const std::size_t element = reducer->element_bytes;

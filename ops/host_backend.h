@@ -17,7 +17,7 @@ struct AllreduceTensor {
   std::size_t count = 0;
 };
 
-/// Tensors of one fused call: one data type, one reduction, and all of them small or all large (`small_limit_bytes`),
+/// Tensors of one fused call (Adasum: one tensor): one data type, one reduction, and all of them small or all large (`small_limit_bytes`),
 /// so that the algorithm of each is the algorithm of the call.
 struct AllreduceCall {
   std::vector<AllreduceTensor> tensors;

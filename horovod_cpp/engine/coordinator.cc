@@ -87,8 +87,8 @@ bool Coordinator::is_ready(const OperationKey& key) const {
   if (pending == nullptr) return false;
   const int missing = pending->membership->size() - pending->asked;
   // Counted only where it may be enough: with many ranks it takes long.
-  return missing == 0 || (missing <= static_cast<int>(joined_.size()) &&
-                          missing == static_cast<int>(joined_missing(*pending).size()));
+  return missing == 0 ||
+         (missing <= static_cast<int>(joined_.size()) && missing == static_cast<int>(joined_missing(*pending).size()));
 }
 
 std::vector<int> Coordinator::joined_missing(const ReadinessTable::Pending& pending) const {

@@ -187,6 +187,8 @@ Task<Status> Executor::allreduce(CallRef call) {
   if (call->entries.front().more.empty()) {
     runs.emplace_back(types.size());
     std::iota(runs.front().begin(), runs.front().end(), std::size_t{0});
+  } else if (response.reduce_op == ReduceOp::kAdasum) {
+    for (std::size_t i = 0; i < types.size(); ++i) runs.push_back({i});
   } else {
     runs = plan_group(types, limits());
   }

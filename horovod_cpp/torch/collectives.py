@@ -47,8 +47,6 @@ def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
             raise ValueError("The op parameter supersedes average. Please provide only one of them.")
         warnings.warn("the parameter average is deprecated; use op=hvd.Average or op=hvd.Sum", DeprecationWarning, 3)
         return Average if average else Sum
-    if op == Adasum:
-        raise NotImplementedError("op=Adasum is not implemented yet; use Average or Sum")
     return Average if op is None else op
 
 
@@ -123,7 +121,8 @@ def allreduce(
         average: deprecated, use `op`.
         name: key of the operation, equal on all ranks; made from a counter if None.
         compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
-        op: Average (default), Sum, Min, Max or Product. An average of integers is cut to an integer.
+        op: Average (default), Sum, Min, Max, Product, or Adasum of floating-point tensors (Maleki et al., "Scaling
+            Distributed Training with Adaptive Summation"). An average of integers is cut to an integer.
         prescale_factor, postscale_factor: factors before and after the reduction.
     Returns: a tensor like `tensor`. Its gradient is the same reduction of the gradients of all ranks.
     Raises: ValueError for a dtype that is not supported, a name that is in flight already, or if this rank is not in

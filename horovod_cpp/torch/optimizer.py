@@ -1,13 +1,12 @@
 """`DistributedOptimizer`: reduces gradients while backward still runs, and waits for them in `step`.
 
-The hooks run on the thread that calls `backward()`; all else on the thread that calls the optimizer.
+All runs on the thread that calls the optimizer; see reduction.py for the hooks.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -16,247 +15,18 @@ from typing import Any
 
 import torch
 
-from horovod_cpp import _core
-from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.call_site import call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.operations import AnyPending
-from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
-
-
-class _Gradient:
-    """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
-
-    __slots__ = ("context", "group", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
-
-    def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
-        self.parameter = parameter
-        self.name = name
-        self.passes_left = passes
-        self.group: _Group | None = None
-        self.pending: AnyPending | PendingSparse | _GroupPending | None = None
-        self.sparse_dim = 0  # of the last gradient that was sparse
-        self.reduced: torch.Tensor | None = None  # the gradient that is in flight
-        self.context: Any = None  # what the compressor wants back
-        self.hook: torch.utils.hooks.RemovableHandle | None = None
-
-
-class _Group:
-    """Gradients that are reduced together, as one operation, once backward has made the last of them."""
-
-    __slots__ = ("compressed", "members", "name")
-
-    def __init__(self, name: str, members: list[_Gradient]) -> None:
-        self.name = name
-        self.members = members
-        self.compressed: dict[_Gradient, torch.Tensor] = {}  # those that are ready
-
-    def is_ready(self) -> bool:
-        return len(self.compressed) == len(self.members)
-
-
-class _GroupPending:
-    """The reduction of a group in flight, for each of its gradients."""
-
-    __slots__ = ("_outputs", "_pending")
-
-    def __init__(self, pending: operations.PendingGroup) -> None:
-        self._pending = pending
-        self._outputs: list[torch.Tensor] = []
-
-    def parts(self) -> tuple[operations.Operation, ...]:
-        return self._pending.parts()
-
-    def output(self, index: int) -> torch.Tensor:
-        """Block until the group is reduced. Raises HorovodInternalError if it failed."""
-        if not self._outputs:
-            self._outputs = self._pending.wait()
-        return self._outputs[index]
-
-
-class _Reduction:
-    """The options of one DistributedOptimizer and the gradients that it reduces."""
-
-    def __init__(
-        self,
-        compression: type[Compressor],
-        backward_passes_per_step: int,
-        op: int,
-        gradient_predivide_factor: float,
-        sparse_as_dense: bool,
-        process_set: ProcessSet,
-        site: CallSite,
-    ) -> None:
-        self.sparse_as_dense = sparse_as_dense
-        self.compression = compression
-        self.passes = backward_passes_per_step
-        self.op = op
-        self.prescale_factor = 1.0 / gradient_predivide_factor
-        self.postscale_factor = gradient_predivide_factor
-        self.process_set = process_set
-        self.site = site
-        self.gradients: dict[torch.Tensor, _Gradient] = {}
-        self.active = bool(process_set.included()) and (
-            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
-        )
-
-    def add(self, parameter: torch.Tensor, name: str) -> None:
-        """Reduce this parameter from now on."""
-        gradient = _Gradient(parameter, name, self.passes)
-        gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
-        self.gradients[parameter] = gradient
-
-    def group(self, parameters: list[torch.Tensor], number: int) -> None:
-        """Reduce these parameters together; those that need no gradient are left out."""
-        members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
-        if not members:
-            return
-        made = _Group(f"group.{number}.{members[0].name}", members)
-        for member in members:
-            member.group = made
-
-    def remove_hooks(self) -> None:
-        for gradient in self.gradients.values():
-            if gradient.hook is not None:
-                gradient.hook.remove()
-
-    def on_accumulated(self, gradient: _Gradient) -> None:
-        """Backward has added to the gradient."""
-        grad = gradient.parameter.grad
-        if grad is None:
-            return  # a function of the user's gave no gradient; zeros are reduced at synchronize
-        if gradient.passes_left <= 0:
-            raise AssertionError(
-                "Gradients were computed more than backward_passes_per_step times before call to step(). "
-                "Increase backward_passes_per_step to accumulate gradients locally. "
-                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes})"
-            )
-        gradient.passes_left -= 1
-        if gradient.passes_left == 0:
-            self.start(gradient, grad)
-
-    def start_missing(self, gradient: _Gradient) -> None:
-        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
-        parameter = gradient.parameter
-        if parameter.grad is None:
-            # The others have a sparse gradient again, presumably.
-            sparse = gradient.sparse_dim > 0 and gradient.group is None
-            parameter.grad = _sparse_zeros(parameter, gradient.sparse_dim) if sparse else torch.zeros_like(parameter)
-        self.start(gradient, parameter.grad)
-
-    def start(self, gradient: _Gradient, grad: torch.Tensor) -> None:
-        """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
-        gradient.passes_left = 0
-        group = gradient.group
-        if grad.layout is not torch.strided:
-            if not self.sparse_as_dense and group is None:
-                gradient.sparse_dim = grad.sparse_dim()
-                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
-                return
-            grad = gradient.parameter.grad = grad.to_dense()
-        gradient.reduced = grad
-        compressed, gradient.context = self.compression.compress(grad)
-        if group is not None:
-            group.compressed[gradient] = compressed
-            if group.is_ready():
-                self.start_group(group)
-            return
-        gradient.pending = operations.start_allreduce(
-            compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
-            self.process_set, self.site,
-        )  # fmt: skip
-
-    def start_group(self, group: _Group) -> None:
-        pending = _GroupPending(
-            operations.start_group(
-                _core.ALLREDUCE,
-                [group.compressed[member] for member in group.members],
-                True,
-                group.name,
-                self.op,
-                self.prescale_factor,
-                self.postscale_factor,
-                self.process_set,
-                self.site,
-            )
-        )
-        for member in group.members:
-            member.pending = pending
-
-    def finish(self, gradient: _Gradient) -> None:
-        """Wait for the reduced gradient and put it in its place."""
-        pending, target = gradient.pending, gradient.reduced
-        assert pending is not None
-        if isinstance(pending, PendingSparse):
-            gradient.parameter.grad = pending.wait()
-            self.reset_one(gradient)
-            return
-        assert target is not None
-        if isinstance(pending, _GroupPending):
-            assert gradient.group is not None
-            reduced = pending.output(gradient.group.members.index(gradient))
-        else:
-            reduced = pending.wait()
-        output = self.compression.decompress(reduced, gradient.context)
-        if output is not target:
-            with torch.no_grad():
-                target.copy_(output)
-        gradient.parameter.grad = target
-        self.reset_one(gradient)
-
-    def reset_one(self, gradient: _Gradient) -> None:
-        gradient.pending = gradient.reduced = gradient.context = None
-        gradient.passes_left = self.passes
-        if gradient.group is not None:
-            gradient.group.compressed.clear()
-
-    def reset(self) -> None:
-        """Forget what is in flight; it goes on without us."""
-        for gradient in self.gradients.values():
-            self.reset_one(gradient)
-
-    def in_progress(self) -> bool:
-        """Whether a backward pass came since the last synchronize."""
-        return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
-
-    def synchronize(self) -> None:
-        for gradient in self.gradients.values():
-            if gradient.pending is None and gradient.reduced is None:
-                self.start_missing(gradient)
-        in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
-        operations.wait_all(pending for pending in in_flight.values() if pending is not None)
-        for gradient in self.gradients.values():
-            self.finish(gradient)
-
-
-def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
-    indices = torch.empty(sparse_dim, 0, dtype=torch.int64)
-    values = torch.empty(0, *parameter.shape[sparse_dim:], dtype=parameter.dtype)
-    return torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=True)
-
-
-def _hook(reduction: weakref.ref[_Reduction], gradient: _Gradient) -> Callable[[torch.Tensor], None]:
-    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone."""
-
-    def on_accumulated(_parameter: torch.Tensor) -> None:
-        alive = reduction()
-        if alive is not None:
-            alive.on_accumulated(gradient)
-
-    return on_accumulated
-
-
-def _register_hook(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    return handle
+from horovod_cpp.torch.reduction import Reduction
 
 
 class _DistributedOptimizer(torch.optim.Optimizer):
     """Comes before the class of the user's optimizer; see `DistributedOptimizer`."""
 
-    _reduction: _Reduction
+    _reduction: Reduction
     _parameter_names: dict[torch.Tensor, str]
     _synchronized: bool
     _should_synchronize: bool
@@ -285,7 +55,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         index = len(self.param_groups) - 1
         for name, parameter in _default_names(self.param_groups[index]["params"], index):
             self._parameter_names[parameter] = name
-            if self._reduction.active and parameter.requires_grad:
+            if self._reduction.active and self._reduction.op != Adasum and parameter.requires_grad:
                 self._reduction.add(parameter, name)
 
     def synchronize(self) -> None:
@@ -354,6 +124,61 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none=set_to_none)
 
 
+class _DistributedAdasumOptimizer(_DistributedOptimizer):
+    """With op=Adasum: the step of the user's optimizer is done on each rank, and what it changed is reduced."""
+
+    def synchronize(self) -> None:
+        """Nothing: there are no gradients in flight."""
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Raises AssertionError: what is reduced does not exist before the step."""
+        raise AssertionError("Skipping synchronization is not supported when using Adasum optimizer.")
+        yield
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do the optimizer's step, and replace the change of each parameter by the Adasum of all ranks' changes.
+
+        Blocks. On HorovodInternalError the parameters are as they were before.
+        """
+        # Past the step of the other class, which reduces gradients.
+        local_step = super(_DistributedOptimizer, self).step
+        if not self._reduction.active:
+            return local_step(closure)
+        parameters = {
+            parameter: self._parameter_names[parameter]
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        }
+        starts = [parameter.detach().clone() for parameter in parameters]
+        result = local_step(closure)
+        with torch.no_grad():
+            try:
+                self._reduce_changes(parameters, starts)
+            except BaseException:
+                for parameter, start in zip(parameters, starts, strict=True):
+                    parameter.copy_(start)
+                raise
+        return result
+
+    setattr(step, "hooked", True)  # noqa: B010
+
+    def _reduce_changes(self, parameters: dict[torch.Tensor, str], starts: list[torch.Tensor]) -> None:
+        reduction = self._reduction
+        started = []
+        for (parameter, name), start in zip(parameters.items(), starts, strict=True):
+            # Memory of its own: what is in flight when an error comes must not reach the parameter.
+            compressed, context = reduction.compression.compress(parameter.detach() - start)
+            pending = operations.start_allreduce(
+                compressed, True, name, Adasum, 1.0, 1.0, reduction.process_set, reduction.site
+            )
+            started.append((parameter, start, pending, context))
+        operations.wait_all(pending for _, _, pending, _ in started)
+        for parameter, start, pending, context in started:
+            parameter.copy_(start + reduction.compression.decompress(pending.wait(), context))
+
+
 def DistributedOptimizer(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
@@ -375,7 +200,8 @@ def DistributedOptimizer(
         named_parameters: `model.named_parameters()`; the names are the keys of the reductions.
         compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
-        op: Average, Sum, Min, Max or Product.
+        op: Average, Sum, Min, Max or Product of the gradients. Adasum: each rank does its own step, and the changes of
+            the parameters are reduced, which blocks in `step`; learning rates need not grow with the ranks.
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
         num_groups: deprecated, use `groups`.
         groups: lists of parameters whose gradients are reduced together, each list as one operation, when the last of
@@ -386,28 +212,28 @@ def DistributedOptimizer(
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
             meet (the stall report names both): there, use sparse_as_dense.
         process_set: the ranks that reduce; a rank outside steps with its own gradients.
-    Raises: ValueError for bad arguments or before `init`; NotImplementedError for what is not implemented yet.
+    Raises: ValueError for bad arguments or before `init`.
     """
-    if op == Adasum:
-        raise NotImplementedError("DistributedOptimizer: op=Adasum is not implemented yet; use Average or Sum")
+    if op == Adasum and (groups is not None or num_groups != 0):
+        raise ValueError("groups are of gradients, which op=Adasum does not reduce")
     _require_positive(backward_passes_per_step)
     if gradient_predivide_factor != 1.0 and op != Average:
         raise ValueError("gradient_predivide_factor not supported with op != Average")
     names = _parameter_names(optimizer, named_parameters)
     members = _groups(list(names), groups, num_groups)
-    reduction = _Reduction(
+    reduction = Reduction(
         compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
     if isinstance(optimizer, _DistributedOptimizer):
         optimizer._reduction.remove_hooks()
-    else:
-        _adopt(optimizer)
+        optimizer.__class__ = type(optimizer).__mro__[type(optimizer).__mro__.index(_DistributedOptimizer) + 1]
+    _adopt(optimizer, _DistributedAdasumOptimizer if op == Adasum else _DistributedOptimizer)
     assert isinstance(optimizer, _DistributedOptimizer)
     optimizer._reduction = reduction
     optimizer._parameter_names = names
     optimizer._synchronized = False
     optimizer._should_synchronize = True
-    if reduction.active:
+    if reduction.active and op != Adasum:
         for parameter, name in names.items():
             if parameter.requires_grad:
                 reduction.add(parameter, name)
@@ -488,12 +314,12 @@ def _default_names(parameters: Iterable[torch.Tensor], group: int) -> list[tuple
     return [(f"allreduce.noname.{group}.{index}", parameter) for index, parameter in enumerate(parameters)]
 
 
-def _adopt(optimizer: torch.optim.Optimizer) -> None:
-    """Put `_DistributedOptimizer` before the optimizer's class, in the object itself."""
+def _adopt(optimizer: torch.optim.Optimizer, first: type[_DistributedOptimizer]) -> None:
+    """Put `first` before the optimizer's class, in the object itself."""
     base = optimizer.__class__
     # A scheduler made before has put its own `step` into the object, which calls the step of `base`.
     scheduled = optimizer.__dict__.pop("step", None)
-    optimizer.__class__ = type(base.__name__, (_DistributedOptimizer, base), {"__module__": base.__module__})
+    optimizer.__class__ = type(base.__name__, (first, base), {"__module__": base.__module__})
     if scheduled is not None:
         optimizer.step = _noticed_by_scheduler(optimizer)  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "ops/algorithms/adasum_halving.h"
 #include "ops/algorithms/allgather_ring.h"
 #include "ops/algorithms/alltoall_pairwise.h"
 #include "ops/algorithms/barrier_dissemination.h"
@@ -25,6 +26,7 @@ constexpr std::array kAllgather{AllgatherAlgorithm{"ring", ring_allgather}};
 constexpr std::array kBroadcast{BroadcastAlgorithm{"binomial", binomial_broadcast}};
 constexpr std::array kReducescatter{ReducescatterAlgorithm{"ring", ring_reducescatter}};
 constexpr std::array kAlltoall{AlltoallAlgorithm{"pairwise", pairwise_alltoall}};
+constexpr std::array kAdasum{AdasumAlgorithm{"halving", adasum_halving}};
 constexpr std::array kBarrier{BarrierAlgorithm{"dissemination", dissemination_barrier}};
 
 }  // namespace
@@ -34,6 +36,7 @@ std::span<const AllgatherAlgorithm> allgather_algorithms() { return kAllgather; 
 std::span<const BroadcastAlgorithm> broadcast_algorithms() { return kBroadcast; }
 std::span<const ReducescatterAlgorithm> reducescatter_algorithms() { return kReducescatter; }
 std::span<const AlltoallAlgorithm> alltoall_algorithms() { return kAlltoall; }
+std::span<const AdasumAlgorithm> adasum_algorithms() { return kAdasum; }
 std::span<const BarrierAlgorithm> barrier_algorithms() { return kBarrier; }
 
 const AllreduceAlgorithm& select_allreduce(const AlgorithmFacts& facts) {

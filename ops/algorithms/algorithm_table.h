@@ -42,6 +42,11 @@ struct AlltoallAlgorithm {
   Task<Status> (*run)(CollectiveContext& context, ExchangeBuffer buffer);
 };
 
+struct AdasumAlgorithm {
+  std::string_view name;
+  Task<Status> (*run)(CollectiveContext& context, std::span<std::byte> data, DataType dtype);
+};
+
 struct BarrierAlgorithm {
   std::string_view name;
   Task<Status> (*run)(CollectiveContext& context);
@@ -53,6 +58,7 @@ std::span<const AllgatherAlgorithm> allgather_algorithms();
 std::span<const BroadcastAlgorithm> broadcast_algorithms();
 std::span<const ReducescatterAlgorithm> reducescatter_algorithms();
 std::span<const AlltoallAlgorithm> alltoall_algorithms();
+std::span<const AdasumAlgorithm> adasum_algorithms();
 std::span<const BarrierAlgorithm> barrier_algorithms();
 
 const AllreduceAlgorithm& select_allreduce(const AlgorithmFacts& facts);

@@ -56,6 +56,8 @@ TEST(OpRules, CheckWhatARankCanKnowByItself) {
   bad.reduce_op = static_cast<ReduceOp>(9);
   EXPECT_FALSE(check(bad).ok());
   bad.reduce_op = ReduceOp::kAdasum;
+  EXPECT_TRUE(check(bad).ok()) << "of floating-point numbers";
+  bad.dtype = DataType::kInt32;
   EXPECT_NE(check(bad).text().find("Adasum"), std::string::npos);
   EXPECT_FALSE(check(request_of(OpKind::kAllgather, "x", {})).ok()) << "a scalar";
   bad = request_of(OpKind::kBroadcast, "x");

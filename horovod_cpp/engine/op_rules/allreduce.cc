@@ -18,7 +18,11 @@ Status check(const Request& request, const Membership& /*membership*/) {
         fmt::format("reduction number {} is not known", static_cast<int>(request.reduce_op)));
   }
   if (request.reduce_op == ReduceOp::kAdasum) {
-    return Status::invalid_argument("the Adasum reduction is not available; use Average or Sum");
+    for (const TensorType& tensor : tensors_of(request)) {
+      if (is_floating_point(tensor.dtype)) continue;
+      return Status::invalid_argument(
+          fmt::format("Adasum is for floating-point tensors, this one is of {}", name_of(tensor.dtype)));
+    }
   }
   return {};
 }

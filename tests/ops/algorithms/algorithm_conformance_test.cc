@@ -289,6 +289,83 @@ TEST_P(ReducescatterConformance, GivesEachRankItsExactShareForEveryTypeReduction
 INSTANTIATE_TEST_SUITE_P(Table, ReducescatterConformance, ::testing::ValuesIn(reducescatter_algorithms()),
                          [](const auto& param) { return std::string(param.param.name); });
 
+// ---- Adasum
+// ---------------------------------------------------------------------------------------------------------------
+
+class AdasumConformance : public ::testing::TestWithParam<AdasumAlgorithm> {};
+
+std::vector<double> adasum(DataType type, const std::vector<double>& a, const std::vector<double>& b) {
+  double aa = 0;
+  double ab = 0;
+  double bb = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    aa += a[i] * a[i];
+    ab += a[i] * b[i];
+    bb += b[i] * b[i];
+  }
+  std::vector<double> sum(a.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double of_a = aa > 0 ? (1 - ab / (2 * aa)) * a[i] : a[i];
+    const double of_b = bb > 0 ? (1 - ab / (2 * bb)) * b[i] : b[i];
+    sum[i] = as_stored(type, of_a + of_b);
+  }
+  return sum;
+}
+
+// The tree over whole vectors: first the ranks beyond a power of two, then pairs of pairs.
+std::vector<double> adasum_of_all(DataType type, std::vector<std::vector<double>> vectors) {
+  std::size_t paired = 1;
+  while (2 * paired <= vectors.size()) paired *= 2;
+  for (std::size_t i = paired; i < vectors.size(); ++i) {
+    vectors[i - paired] = adasum(type, vectors[i - paired], vectors[i]);
+  }
+  for (std::size_t distance = 1; distance < paired; distance *= 2) {
+    for (std::size_t i = 0; i < paired; i += 2 * distance) {
+      vectors[i] = adasum(type, vectors[i], vectors[i + distance]);
+    }
+  }
+  return vectors.front();
+}
+
+TEST_P(AdasumConformance, GivesTheTreeOfWholeVectorsOnAnyNumberOfRanks) {
+  std::mt19937_64 random = generator_of_this_run();
+  std::uniform_real_distribution<double> anything(-1.0, 1.0);
+  for (int size = 1; size <= kMostRanks; ++size) {
+    for (const std::size_t eager_limit : kEagerLimits) {
+      SteppedRanks ranks(size, random, {eager_limit, std::size_t{16} << 10, kSegment});
+      for (const DataTypeInfo& type : kDataTypes) {
+        if (!is_floating_point(type.type)) continue;
+        for (const std::size_t count : counts_for(size, type.bytes)) {
+          SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kAdasum, size, count, true, eager_limit));
+          Operands operands(type.type, size, count, true);
+          const bool all_zero = random() % 8 == 0;
+          operands.fill([&] { return all_zero ? 0.0 : anything(random); });
+          std::vector<std::vector<double>> vectors(static_cast<std::size_t>(size), std::vector<double>(count));
+          for (std::size_t rank = 0; rank < vectors.size(); ++rank) {
+            for (std::size_t i = 0; i < count; ++i) {
+              vectors[rank][i] = load_element(type.type, operands.given[rank].data(), i);
+            }
+          }
+          expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+            return GetParam().run(context, operands.outputs[static_cast<std::size_t>(rank)].span(), type.type);
+          }));
+          operands.expect_nothing_else_was_touched();
+          operands.expect_equal_on_all_ranks();
+          const std::vector<double> expected = adasum_of_all(type.type, vectors);
+          for (std::size_t i = 0; i < count; ++i) {
+            const double error = std::abs(load_element(type.type, operands.outputs[0].data(), i) - expected[i]);
+            ASSERT_LE(error, 8 * static_cast<double>(rounding_of(type.type)) * static_cast<double>(size)) << i;
+          }
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, AdasumConformance, ::testing::ValuesIn(adasum_algorithms()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
 // ---- alltoall
 // ---------------------------------------------------------------------------------------------------------------
 

@@ -130,8 +130,6 @@ def test_a_root_that_is_no_rank() -> None:
 def test_a_reduction_that_is_not_known() -> None:
     with pytest.raises(ValueError):
         hvd.allreduce(torch.ones(2), op=17)
-    with pytest.raises(NotImplementedError, match="Adasum"):
-        hvd.allreduce(torch.ones(2), op=hvd.Adasum)
 
 
 def test_a_name_with_a_zero_byte() -> None:

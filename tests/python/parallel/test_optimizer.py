@@ -419,7 +419,7 @@ BAD_ARGUMENTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "negative groups": (ValueError, "non-negative integer or a list of list", {"groups": -1}),
     "flat groups": (ValueError, "non-negative integer or a list of list", {"groups": [torch.zeros(1)]}),
     "foreign groups": (ValueError, "not a parameter of the optimizer", {"groups": [[torch.zeros(1)]]}),
-    "adasum": (NotImplementedError, "Adasum", {"op": hvd.Adasum}),
+    "adasum": (ValueError, "groups are of gradients", {"op": hvd.Adasum, "groups": 2}),
 }  # fmt: skip
 
 

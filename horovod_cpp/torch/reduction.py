@@ -1,0 +1,248 @@
+"""Reduces the gradients of one `DistributedOptimizer`: in hooks, as backward makes them, one by one or in groups.
+
+The hooks run on the thread that calls `backward()`; all else on the thread that calls the optimizer.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from horovod_cpp import _core
+from horovod_cpp.common.call_site import CallSite
+from horovod_cpp.common.process_sets import ProcessSet
+from horovod_cpp.torch import operations
+from horovod_cpp.torch.compression import Compressor
+from horovod_cpp.torch.operations import AnyPending
+from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
+
+
+class Gradient:
+    """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
+
+    __slots__ = ("context", "group", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
+
+    def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
+        self.parameter = parameter
+        self.name = name
+        self.passes_left = passes
+        self.group: Group | None = None
+        self.pending: AnyPending | PendingSparse | GroupPending | None = None
+        self.sparse_dim = 0  # of the last gradient that was sparse
+        self.reduced: torch.Tensor | None = None  # the gradient that is in flight
+        self.context: Any = None  # what the compressor wants back
+        self.hook: torch.utils.hooks.RemovableHandle | None = None
+
+
+class Group:
+    """Gradients that are reduced together, as one operation, once backward has made the last of them."""
+
+    __slots__ = ("compressed", "members", "name")
+
+    def __init__(self, name: str, members: list[Gradient]) -> None:
+        self.name = name
+        self.members = members
+        self.compressed: dict[Gradient, torch.Tensor] = {}  # those that are ready
+
+    def is_ready(self) -> bool:
+        return len(self.compressed) == len(self.members)
+
+
+class GroupPending:
+    """The reduction of a group in flight, for each of its gradients."""
+
+    __slots__ = ("_outputs", "_pending")
+
+    def __init__(self, pending: operations.PendingGroup) -> None:
+        self._pending = pending
+        self._outputs: list[torch.Tensor] = []
+
+    def parts(self) -> tuple[operations.Operation, ...]:
+        return self._pending.parts()
+
+    def output(self, index: int) -> torch.Tensor:
+        """Block until the group is reduced. Raises HorovodInternalError if it failed."""
+        if not self._outputs:
+            self._outputs = self._pending.wait()
+        return self._outputs[index]
+
+
+class Reduction:
+    """The options of one DistributedOptimizer and the gradients that it reduces."""
+
+    def __init__(
+        self,
+        compression: type[Compressor],
+        backward_passes_per_step: int,
+        op: int,
+        gradient_predivide_factor: float,
+        sparse_as_dense: bool,
+        process_set: ProcessSet,
+        site: CallSite,
+    ) -> None:
+        self.sparse_as_dense = sparse_as_dense
+        self.compression = compression
+        self.passes = backward_passes_per_step
+        self.op = op
+        self.prescale_factor = 1.0 / gradient_predivide_factor
+        self.postscale_factor = gradient_predivide_factor
+        self.process_set = process_set
+        self.site = site
+        self.gradients: dict[torch.Tensor, Gradient] = {}
+        self.active = bool(process_set.included()) and (
+            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
+        )
+
+    def add(self, parameter: torch.Tensor, name: str) -> None:
+        """Reduce this parameter from now on."""
+        gradient = Gradient(parameter, name, self.passes)
+        gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
+        self.gradients[parameter] = gradient
+
+    def group(self, parameters: list[torch.Tensor], number: int) -> None:
+        """Reduce these parameters together; those that need no gradient are left out."""
+        members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
+        if not members:
+            return
+        made = Group(f"group.{number}.{members[0].name}", members)
+        for member in members:
+            member.group = made
+
+    def remove_hooks(self) -> None:
+        for gradient in self.gradients.values():
+            if gradient.hook is not None:
+                gradient.hook.remove()
+
+    def on_accumulated(self, gradient: Gradient) -> None:
+        """Backward has added to the gradient."""
+        grad = gradient.parameter.grad
+        if grad is None:
+            return  # a function of the user's gave no gradient; zeros are reduced at synchronize
+        if gradient.passes_left <= 0:
+            raise AssertionError(
+                "Gradients were computed more than backward_passes_per_step times before call to step(). "
+                "Increase backward_passes_per_step to accumulate gradients locally. "
+                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes})"
+            )
+        gradient.passes_left -= 1
+        if gradient.passes_left == 0:
+            self.start(gradient, grad)
+
+    def start_missing(self, gradient: Gradient) -> None:
+        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        parameter = gradient.parameter
+        if parameter.grad is None:
+            # The others have a sparse gradient again, presumably.
+            sparse = gradient.sparse_dim > 0 and gradient.group is None
+            parameter.grad = _sparse_zeros(parameter, gradient.sparse_dim) if sparse else torch.zeros_like(parameter)
+        self.start(gradient, parameter.grad)
+
+    def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
+        gradient.passes_left = 0
+        group = gradient.group
+        if grad.layout is not torch.strided:
+            if not self.sparse_as_dense and group is None:
+                gradient.sparse_dim = grad.sparse_dim()
+                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
+                return
+            grad = gradient.parameter.grad = grad.to_dense()
+        gradient.reduced = grad
+        compressed, gradient.context = self.compression.compress(grad)
+        if group is not None:
+            group.compressed[gradient] = compressed
+            if group.is_ready():
+                self.start_group(group)
+            return
+        gradient.pending = operations.start_allreduce(
+            compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
+            self.process_set, self.site,
+        )  # fmt: skip
+
+    def start_group(self, group: Group) -> None:
+        pending = GroupPending(
+            operations.start_group(
+                _core.ALLREDUCE,
+                [group.compressed[member] for member in group.members],
+                True,
+                group.name,
+                self.op,
+                self.prescale_factor,
+                self.postscale_factor,
+                self.process_set,
+                self.site,
+            )
+        )
+        for member in group.members:
+            member.pending = pending
+
+    def finish(self, gradient: Gradient) -> None:
+        """Wait for the reduced gradient and put it in its place."""
+        pending, target = gradient.pending, gradient.reduced
+        assert pending is not None
+        if isinstance(pending, PendingSparse):
+            gradient.parameter.grad = pending.wait()
+            self.reset_one(gradient)
+            return
+        assert target is not None
+        if isinstance(pending, GroupPending):
+            assert gradient.group is not None
+            reduced = pending.output(gradient.group.members.index(gradient))
+        else:
+            reduced = pending.wait()
+        output = self.compression.decompress(reduced, gradient.context)
+        if output is not target:
+            with torch.no_grad():
+                target.copy_(output)
+        gradient.parameter.grad = target
+        self.reset_one(gradient)
+
+    def reset_one(self, gradient: Gradient) -> None:
+        gradient.pending = gradient.reduced = gradient.context = None
+        gradient.passes_left = self.passes
+        if gradient.group is not None:
+            gradient.group.compressed.clear()
+
+    def reset(self) -> None:
+        """Forget what is in flight; it goes on without us."""
+        for gradient in self.gradients.values():
+            self.reset_one(gradient)
+
+    def in_progress(self) -> bool:
+        """Whether a backward pass came since the last synchronize."""
+        return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
+
+    def synchronize(self) -> None:
+        for gradient in self.gradients.values():
+            if gradient.pending is None and gradient.reduced is None:
+                self.start_missing(gradient)
+        in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
+        operations.wait_all(pending for pending in in_flight.values() if pending is not None)
+        for gradient in self.gradients.values():
+            self.finish(gradient)
+
+
+def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
+    indices = torch.empty(sparse_dim, 0, dtype=torch.int64)
+    values = torch.empty(0, *parameter.shape[sparse_dim:], dtype=parameter.dtype)
+    return torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=True)
+
+
+def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[torch.Tensor], None]:
+    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone."""
+
+    def on_accumulated(_parameter: torch.Tensor) -> None:
+        alive = reduction()
+        if alive is not None:
+            alive.on_accumulated(gradient)
+
+    return on_accumulated
+
+
+def _register_hook(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
