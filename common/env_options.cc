@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -166,15 +167,29 @@ std::optional<std::string> environment(const char* name) {
   return std::string(value);
 }
 
-Result<Options> options_from_environment() {
+Result<Options> options_from_environment(std::span<const Setting> given) {
   Options options;
+  const auto read = [&](const Row& row, const std::string& text) -> Status {
+    const Status done = row.read(options, text);
+    if (done.ok()) return {};
+    return Status::invalid_argument(
+        fmt::format("{}='{}' cannot be used: it has to be {}", row.knob.name, text, done.text()));
+  };
   for (const Row& row : kRows) {
+    const bool is_given =
+        std::any_of(given.begin(), given.end(), [&](const Setting& setting) { return setting.name == row.knob.name; });
     const std::optional<std::string> text = environment(row.knob.name.data());
-    if (!text) continue;
-    if (const Status read = row.read(options, *text); !read.ok()) {
-      return Status::invalid_argument(
-          fmt::format("{}='{}' cannot be used: it has to be {}", row.knob.name, *text, read.text()));
+    if (text && !is_given) HVD_RETURN_IF_ERROR(read(row, *text));
+  }
+  for (const Setting& setting : given) {
+    const auto row =
+        std::find_if(kRows.begin(), kRows.end(), [&](const Row& one) { return one.knob.name == setting.name; });
+    if (row == kRows.end()) {
+      std::string known;
+      for (const Row& one : kRows) known += fmt::format("{}{}", known.empty() ? "" : ", ", one.knob.name);
+      return Status::invalid_argument(fmt::format("{} is no option; there are {}", setting.name, known));
     }
+    HVD_RETURN_IF_ERROR(read(*row, setting.value));
   }
   return options;
 }

@@ -16,13 +16,14 @@ namespace hvd {
 /// The value of an environment variable, if it is set.
 std::optional<std::string> environment(const char* name);
 
-/// The defaults, changed by the variables that are set. Junk is kInvalidArgument with variable, value and range.
-Result<Options> options_from_environment();
-
 struct Setting {
   std::string name;
   std::string value;
 };
+
+/// The defaults, changed by the variables that are set, changed by what the program gives under the same names.
+/// Junk is kInvalidArgument with variable, value and range; so is a given name that is none.
+Result<Options> options_from_environment(std::span<const Setting> given = {});
 
 /// The settings that all ranks must have alike, as texts for the handshake.
 std::vector<Setting> agreed_settings(const Options& options);

@@ -81,7 +81,7 @@ class Handle:
     def last_joined_rank(self) -> int:
         """Of a join that is done."""
 
-def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int]) -> None:
+def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int], settings: Sequence[tuple[str, str]]) -> None:
     """Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch."""
 
 def shutdown() -> None:

@@ -2,6 +2,10 @@
 // The GIL is let go while init and shutdown block.
 #include <pybind11/stl.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "horovod_cpp/bindings/bind.h"
 #include "horovod_cpp/bindings/gil.h"
 
@@ -12,7 +16,8 @@ namespace {
 
 using Ranks = std::vector<std::int32_t>;
 
-void init(const std::vector<Ranks>& process_sets, const Ranks& comm) {
+void init(const std::vector<Ranks>& process_sets, const Ranks& comm,
+          const std::vector<std::pair<std::string, std::string>>& settings) {
   refuse_after_fork();
   std::vector<hvd_rank_list> sets;
   for (const Ranks& ranks : process_sets) sets.push_back(rank_list(ranks));
@@ -21,6 +26,10 @@ void init(const std::vector<Ranks>& process_sets, const Ranks& comm) {
   options.process_set_count = static_cast<std::int32_t>(sets.size());
   options.process_sets = sets.data();
   options.comm = rank_list(comm);
+  std::vector<hvd_setting> given;
+  for (const auto& [name, value] : settings) given.push_back({name.c_str(), value.c_str()});
+  options.setting_count = static_cast<std::int32_t>(given.size());
+  options.settings = given.data();
   const py::gil_scoped_release without_gil;
   check(hvd_init(&options));
 }
@@ -42,7 +51,7 @@ hvd_topology topology() {
 }  // namespace
 
 void bind_lifecycle(py::module_& module) {
-  module.def("init", init, py::arg("process_sets"), py::arg("comm"),
+  module.def("init", init, py::arg("process_sets"), py::arg("comm"), py::arg("settings"),
              "Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch.");
   module.def("shutdown", shutdown, "End the job for all ranks. Blocks for about 2 s at most.");
   module.def("interpreter_ends", interpreter_ends,

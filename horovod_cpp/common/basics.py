@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from horovod_cpp import _core
@@ -15,13 +15,19 @@ from horovod_cpp.common import exceptions, process_sets
 from horovod_cpp.common.process_sets import ProcessSet
 
 
-def init(comm: Sequence[int] | Any = None, process_sets: Sequence[ProcessSet] | str | None = None) -> None:
+def init(
+    comm: Sequence[int] | Any = None,
+    process_sets: Sequence[ProcessSet] | str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Join the ranks of the job. Blocks until all have met. A second call only binds `process_sets` again.
 
     Args:
         comm: global ranks of the launch that form the job; None: all.
         process_sets: static process sets, equal on all ranks, which get the ids 1, 2, ... in this order;
             "dynamic" allows `add_process_set` later, as HOROVOD_DYNAMIC_PROCESS_SETS=1 does.
+        options: settings in place of HOROVOD_* variables, by their names with or without HOROVOD_, in any case:
+            {"fusion_threshold": 1 << 20}. Numbers and bools are written as the variables have them.
     Raises: ValueError for bad arguments, also for process sets given twice (the job is up then, with the different
         ones); HorovodInitializationError if ranks are missing after HOROVOD_START_TIMEOUT seconds or differ in their
         settings; RuntimeError if a library is missing.
@@ -29,7 +35,7 @@ def init(comm: Sequence[int] | Any = None, process_sets: Sequence[ProcessSet] | 
     sets = _static_process_sets(process_sets)
     distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
     try:
-        _core.init(distinct, _comm_ranks(comm))
+        _core.init(distinct, _comm_ranks(comm), _settings(options or {}))
     except _core.ForkError as error:
         raise exceptions.HorovodInternalError(str(error)) from None
     except _core.Error as error:
@@ -44,6 +50,16 @@ def _static_process_sets(argument: Sequence[ProcessSet] | str | None) -> list[Pr
         os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         return []
     return [entry if isinstance(entry, ProcessSet) else ProcessSet(entry) for entry in argument or ()]
+
+
+def _settings(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    settings = []
+    for name, value in options.items():
+        variable = name.upper()
+        if not variable.startswith("HOROVOD_"):
+            variable = f"HOROVOD_{variable}"
+        settings.append((variable, str(int(value) if isinstance(value, bool) else value)))
+    return settings
 
 
 def _comm_ranks(comm: Sequence[int] | Any) -> list[int]:

@@ -293,6 +293,9 @@ int hvd_init(const hvd_init_options* options) {
     }
     hvd::Session::Settings settings;
     for (int i = 0; i < given.process_set_count; ++i) settings.process_sets.push_back(sorted(given.process_sets[i]));
+    for (int i = 0; i < given.setting_count; ++i) {
+      settings.options.push_back({given.settings[i].name, given.settings[i].value});
+    }
     hvd::Result<std::unique_ptr<hvd::Session>> started = hvd::Session::start(settings);
     if (!started) return started.status();
     std::shared_ptr<hvd::Session> here = std::move(started).value();

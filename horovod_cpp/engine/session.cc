@@ -65,7 +65,7 @@ std::string sets_text(const std::vector<std::vector<int>>& sets) {
 Session::Session(Options options) : options_(std::move(options)) {}
 
 Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
-  Result<Options> options = options_from_environment();
+  Result<Options> options = options_from_environment(settings.options);
   if (!options) return options.status();
   std::unique_ptr<Session> session(new Session(std::move(options).value()));
   const Options& set = session->options_;

@@ -28,6 +28,7 @@ class Session {
  public:
   struct Settings {
     std::vector<std::vector<int>> process_sets;  ///< static sets; ranks in any order
+    std::vector<Setting> options;                ///< before the environment, under the names of its variables
   };
 
   /// Reads the environment, meets the other ranks and starts the background thread. Blocks, bounded by

@@ -52,6 +52,20 @@ TEST_F(EnvOptions, AreTheDefaultsWhenNothingIsSet) {
   EXPECT_EQ(options.transport, "auto");
 }
 
+TEST_F(EnvOptions, WhatTheProgramGivesComesBeforeTheEnvironment) {
+  const Variable a("HOROVOD_FUSION_THRESHOLD", "17");
+  const Variable b("HOROVOD_CACHE_CAPACITY", "junk that nobody reads");
+  const std::vector<Setting> given{{"HOROVOD_CACHE_CAPACITY", "5"}, {"HOROVOD_CYCLE_TIME", "2.5"}};
+  const Result<Options> options = options_from_environment(given);
+  ASSERT_TRUE(options.ok()) << options.status().text();
+  EXPECT_EQ(options.value().fusion_threshold_bytes, 17u);
+  EXPECT_EQ(options.value().cache_capacity, 5u);
+  const std::vector<Setting> unknown{{"HOROVOD_FUSION", "5"}, {"HOROVOD_CACHE_CAPACITY", "5"}};
+  EXPECT_NE(options_from_environment(unknown).status().text().find("HOROVOD_FUSION is no option"), std::string::npos);
+  const std::vector<Setting> junk{{"HOROVOD_CACHE_CAPACITY", "five"}};
+  EXPECT_NE(options_from_environment(junk).status().text().find("HOROVOD_CACHE_CAPACITY='five'"), std::string::npos);
+}
+
 TEST_F(EnvOptions, EachVariableSetsItsField) {
   const Variable a("HOROVOD_FUSION_THRESHOLD", "0");
   const Variable b("HOROVOD_FUSION_COPY_LIMIT", "1234");

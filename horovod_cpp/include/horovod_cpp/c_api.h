@@ -81,11 +81,18 @@ typedef struct hvd_rank_list {
   int32_t count;
 } hvd_rank_list;
 
+typedef struct hvd_setting {
+  const char* name; /* of a HOROVOD_* variable */
+  const char* value;
+} hvd_setting;
+
 typedef struct hvd_init_options {
   uint32_t struct_bytes;
   int32_t process_set_count;         /* static process sets; they get the ids 1, 2, ... in this order */
   const hvd_rank_list* process_sets; /* equal on all ranks */
   hvd_rank_list comm;                /* count > 0: only these ranks of the launch form the job */
+  int32_t setting_count;
+  const hvd_setting* settings; /* in place of the environment's variables of these names */
 } hvd_init_options;
 
 /* Joins the ranks of the job (see README, Launching) and starts the background thread. Blocks until all ranks have

@@ -136,3 +136,45 @@ def test_a_comm_of_some_ranks_is_refused_with_a_reason() -> None:
             sys.exit("taken")
         hvd.init()
     """))  # fmt: skip
+
+
+def test_options_from_code() -> None:
+    assert_well(
+        run("""
+        os.environ["HOROVOD_CACHE_CAPACITY"] = "0"  # what the program says comes first
+        hvd.init(options={"cache_capacity": 8, "HOROVOD_DYNAMIC_PROCESS_SETS": True, "cycle_time": 0.5})
+        for _ in range(3):
+            hvd.allreduce(torch.ones(1), name="again")
+        assert hvd.statistics()["cache_hits"] == 2
+        hvd.remove_process_set(hvd.ProcessSet([0]))
+        hvd.shutdown()
+        for options, text in (({"cache_capacity": "lots"}, "HOROVOD_CACHE_CAPACITY='lots'"),
+                              ({"cash_capacity": 8}, "HOROVOD_CASH_CAPACITY is no option; there are HOROVOD_")):
+            try:
+                hvd.init(options=options)
+            except ValueError as error:
+                assert text in str(error), error
+            else:
+                sys.exit(f"{options} was taken")
+        hvd.init()
+        for _ in range(3):
+            hvd.allreduce(torch.ones(1), name="again")
+        assert hvd.statistics()["cache_hits"] == 0
+    """)
+    )
+
+
+def test_options_that_differ_between_ranks_are_named() -> None:
+    result = run(
+        """
+        try:
+            hvd.init(options={"fusion_threshold": 1000 + int(os.environ["HOROVOD_RANK"])})
+        except ValueError as error:
+            text = str(error)
+            assert "HOROVOD_FUSION_THRESHOLD: 1000: rank 0, 1001: rank 1" in text, text
+        else:
+            sys.exit("ranks with other settings have met")
+        """,
+        *HVDRUN_2,
+    )
+    assert result.returncode == 0, result.stderr

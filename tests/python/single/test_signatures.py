@@ -17,7 +17,7 @@ GLOBAL = hvd.global_process_set
 REQUIRED = inspect.Parameter.empty
 
 SIGNATURES: dict[str, list[tuple[str, object]]] = {
-    "init": [("comm", None), ("process_sets", None)],
+    "init": [("comm", None), ("process_sets", None), ("options", None)],
     "allreduce": [
         ("tensor", REQUIRED), ("average", None), ("name", None), ("compression", NONE), ("op", None),
         ("prescale_factor", 1.0), ("postscale_factor", 1.0), ("process_set", GLOBAL),
