@@ -1,0 +1,164 @@
+"""docs/migrating.md says what the code does: signatures of functions, names of variables."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import horovod_cpp.torch as hvd
+import horovod_cpp.torch.elastic  # noqa: F401 (makes it an attribute of hvd)
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "migrating.md").read_text()
+CODE = re.compile(r"`([^`]+)`")
+REQUIRED = inspect.Parameter.empty
+
+
+class Parameter(NamedTuple):
+    name: str
+    kind: Any
+    default: Any
+
+
+class Row(NamedTuple):
+    """A function as the page has it."""
+
+    name: str
+    horovod: list[Parameter]
+    here: str
+
+
+def rows_below(head: str) -> list[list[str]]:
+    """The cells of the one table that begins with this line."""
+    assert PAGE.count(f"\n{head}\n") == 1, f"there has to be one table with the head {head!r}"
+    lines = PAGE.split(f"\n{head}\n")[1].splitlines()
+    assert re.fullmatch(r"\|(-+\|)+", lines[0])
+    table = [line for line in lines[1 : [*lines, ""].index("")] if line]
+    assert table and all(line.startswith("|") and line.endswith("|") for line in table)
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
+
+
+def code(cell: str) -> str:
+    match = CODE.fullmatch(cell)
+    assert match is not None, f"{cell!r} is not a cell with code only"
+    return match[1]
+
+
+def parse(signature: str) -> tuple[str, list[Parameter]]:
+    """Name and parameters of a text such as `name(a, b=1)`; defaults are values, by the names of `hvd`."""
+    name = signature.partition("(")[0]
+    definition = ast.parse(f"def f{signature[len(name) :]}: pass").body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    arguments = definition.args
+    assert not (arguments.posonlyargs or arguments.kwonlyargs or arguments.vararg)
+    required = len(arguments.args) - len(arguments.defaults)
+    defaults = [REQUIRED] * required + [eval(ast.unparse(node), vars(hvd)) for node in arguments.defaults]
+    parameters = [
+        Parameter(argument.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD, default)
+        for argument, default in zip(arguments.args, defaults, strict=True)
+    ]
+    if arguments.kwarg:
+        parameters.append(Parameter(arguments.kwarg.arg, inspect.Parameter.VAR_KEYWORD, REQUIRED))
+    return name, parameters
+
+
+def function_rows() -> Iterator[Row]:
+    for cells in rows_below("| Horovod | here | differences |"):
+        assert len(cells) == 3, cells
+        name, parameters = parse(code(cells[0]))
+        yield Row(name, parameters, cells[1])
+
+
+ROWS = list(function_rows())
+
+
+def of_function(name: str) -> list[Parameter]:
+    parameters = inspect.signature(operator.attrgetter(name)(hvd)).parameters.values()
+    return [Parameter(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+def alike(left: Parameter, right: Parameter) -> bool:
+    """Also the types: 0 is not False, and 1 not 1.0."""
+    return left == right and type(left.default) is type(right.default)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_the_signature_is_that_of_the_table(row: Row) -> None:
+    expected = list(row.horovod)
+    if row.here != "same":
+        assert row.here.startswith("adds "), f"{row.name}: 'same' or 'adds `parameter=default`', not {row.here!r}"
+        expected += parse(f"added({code(row.here.removeprefix('adds '))})")[1]
+    got = of_function(row.name)
+    assert [parameter.name for parameter in got] == [parameter.name for parameter in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert alike(one, other), f"{row.name}: {one} here, {other} in the table"
+
+
+def test_everything_public_is_on_the_page() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    only_here = [code(cells[0]).partition("(")[0] for cells in rows_below("| name | for |")]
+    assert not set(names) & set(only_here)
+    assert set(only_here) <= set(hvd.__all__)
+    callables = {name for name in hvd.__all__ if callable(getattr(hvd, name))}
+    assert callables - {"Compression"} <= {*names, *only_here}
+
+
+@pytest.mark.parametrize("cells", rows_below("| name | for |"), ids=lambda cells: cells[0])
+def test_what_is_only_here_is_as_it_says(cells: list[str]) -> None:
+    text = code(cells[0])
+    name, parameters = parse(text) if "(" in text else (text, None)
+    assert parameters is None or of_function(name) == parameters
+
+
+NOT_YET = PAGE.split("\n## Not yet\n")[1].split("\n## ")[0]
+
+
+def test_functions_that_are_not_yet_here() -> None:
+    texts = [text for text in CODE.findall(NOT_YET) if re.fullmatch(r"\w+\(.*\)", text) and "=..." not in text]
+    assert [text.partition("(")[0] for text in texts] == ["start_timeline", "stop_timeline"]
+    assert not [text for text in texts if hasattr(hvd, text.partition("(")[0])]
+
+
+def test_the_variables_are_those_that_are_read() -> None:
+    listed = [code(cells[0]) for cells in rows_below("| variable | here |")]
+    read = re.findall(r'Row\{\{"(HOROVOD_\w+)"', (ROOT / "common" / "env_options.cc").read_text())
+    assert len(read) > 10
+    assert sorted(listed) == sorted(read)
+
+
+def test_a_variable_that_is_not_read_is_not_in_the_table_of_knobs() -> None:
+    knobs = (ROOT / "common" / "env_options.cc").read_text()
+    for cells in rows_below("| variables | why |"):
+        for name in re.findall(r"`(HOROVOD_[A-Z_]*[A-Z])`", cells[0]):
+            assert f'"{name}"' not in knobs, name
+
+
+# ---- the parser of this file -----------------------------------------------------------------------------------------
+
+
+def test_parameters_are_read_from_text() -> None:
+    name, parameters = parse("f(a, b=None, c=Average, d=1.0, e=global_process_set, **kwargs)")
+    assert name == "f"
+    assert [(one.name, one.default) for one in parameters] == [
+        ("a", REQUIRED), ("b", None), ("c", 0), ("d", 1.0), ("e", hvd.global_process_set), ("kwargs", REQUIRED),
+    ]  # fmt: skip
+    assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+
+
+@pytest.mark.parametrize(
+    "wrong", ["f(b, a)", "f(a)", "f(a, b=False)", "f(a, b=0.0)", "f(a, b)", "f(a, c=0)", "f(a, b=0, c=None)"]
+)
+def test_differences_are_seen(wrong: str) -> None:
+    def f(a: Any, b: Any = 0) -> None: ...
+
+    got = [Parameter(one.name, one.kind, one.default) for one in inspect.signature(f).parameters.values()]
+    other = parse(wrong)[1]
+    assert len(got) != len(other) or not all(alike(one, two) for one, two in zip(got, other, strict=True))
