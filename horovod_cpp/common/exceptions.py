@@ -15,6 +15,17 @@ class HorovodInitializationError(HorovodInternalError, ValueError):
     """The ranks of the job did not meet; also a `ValueError`, which Horovod raises here."""
 
 
+class HostsUpdatedInterrupt(RuntimeError):  # noqa: N818 (Horovod's name)
+    """Hosts came or went: `hvd.elastic.run` forms the job again and keeps the state as it is.
+
+    `skip_sync`: the ranks have the same state already, so that it need not be broadcast afterwards.
+    """
+
+    def __init__(self, skip_sync: bool = False) -> None:
+        super().__init__("the hosts of the job were updated")
+        self.skip_sync = skip_sync
+
+
 def operation_error(error: _core.Error) -> Exception:
     """The exception for a call that failed at once: `ValueError` for the caller's mistake."""
     if error.code == _core.INVALID_ARGUMENT:

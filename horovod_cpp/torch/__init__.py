@@ -31,6 +31,7 @@ from horovod_cpp.common.process_sets import (
     process_set_included,
     remove_process_set,
 )
+from horovod_cpp.torch import elastic
 from horovod_cpp.torch.collectives import (
     Adasum,
     Average,
@@ -53,7 +54,24 @@ from horovod_cpp.torch.collectives import (
     synchronize,
 )
 from horovod_cpp.torch.compression import Compression
+from horovod_cpp.torch.exchange import (
+    alltoall,
+    alltoall_async,
+    join,
+    reducescatter,
+    reducescatter_async,
+)
 from horovod_cpp.torch.functions import broadcast_optimizer_state, broadcast_parameters
+from horovod_cpp.torch.grouped import (
+    grouped_allgather,
+    grouped_allgather_async,
+    grouped_allreduce,
+    grouped_allreduce_,
+    grouped_allreduce_async,
+    grouped_allreduce_async_,
+    grouped_reducescatter,
+    grouped_reducescatter_async,
+)
 from horovod_cpp.torch.objects import allgather_object, broadcast_object
 from horovod_cpp.torch.optimizer import DistributedOptimizer
 from horovod_cpp.torch.sparse import sparse_allreduce_async
@@ -79,6 +97,8 @@ __all__ = [
     "allreduce_",
     "allreduce_async",
     "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
     "barrier",
     "broadcast",
     "broadcast_",
@@ -92,12 +112,22 @@ __all__ = [
     "cross_size",
     "cuda_built",
     "ddl_built",
+    "elastic",
     "global_process_set",
     "gloo_built",
     "gloo_enabled",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
     "init",
     "is_homogeneous",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "mpi_built",
@@ -107,6 +137,8 @@ __all__ = [
     "poll",
     "process_set_included",
     "rank",
+    "reducescatter",
+    "reducescatter_async",
     "remove_process_set",
     "rocm_built",
     "shutdown",
