@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "common/rank_text.h"
@@ -20,6 +21,26 @@ std::vector<int> to_ranks(const Shape& shape) {
   std::vector<int> ranks;
   for (const std::int64_t rank : shape) ranks.push_back(static_cast<int>(rank));
   return ranks;
+}
+
+// At most two letters more, less or other (Levenshtein distance, by the usual row after row).
+bool are_nearly_equal(const std::string& a, const std::string& b) {
+  constexpr std::size_t most = 2;
+  constexpr std::size_t shortest = 4;  // below, everything is near
+  constexpr std::size_t longest = 300;
+  if (std::min(a.size(), b.size()) < shortest || std::max(a.size(), b.size()) > longest) return false;
+  if (is_generated_name(a) || is_generated_name(b)) return false;
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i);
+    for (std::size_t k = 1; k <= b.size(); ++k) {
+      const std::size_t changed = diagonal + (a[i - 1] == b[k - 1] ? 0 : 1);
+      diagonal = row[k];
+      row[k] = std::min({changed, row[k] + 1, row[k - 1] + 1});
+    }
+  }
+  return row.back() <= most;
 }
 
 }  // namespace
@@ -295,9 +316,37 @@ StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMes
     const ReadinessTable::Pending* pending = readiness_.find(key);
     if (pending == nullptr) continue;
     const std::vector<int> missing = pending->missing();
-    report.lines.push_back({key, {missing.begin(), missing.end()}});
+    report.lines.push_back({key, {missing.begin(), missing.end()}, hint(key, *pending)});
   }
   return report;
+}
+
+// The likely mistakes: another operation under the same name, nearly the same name, a loop that has ended.
+std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pending& pending) const {
+  const std::vector<int> missing = pending.missing();
+  std::string text;
+  for (const OperationKey& other : readiness_.waiting()) {
+    if (other.process_set != key.process_set || other == key) continue;
+    std::vector<int> ranks = readiness_.find(other)->present();
+    const auto asked = ranks.size();
+    std::erase_if(ranks, [&](int rank) { return !std::binary_search(missing.begin(), missing.end(), rank); });
+    if (ranks.empty()) continue;
+    const bool nobody_asked_for_both = ranks.size() == asked;
+    std::string_view why;
+    if (nobody_asked_for_both && other.name == key.name) {
+      why = "another operation under the same name";
+    } else if (nobody_asked_for_both && other.op == key.op && are_nearly_equal(other.name, key.name)) {
+      why = "a name that is nearly the same";
+    } else if (other.op == OpKind::kBarrier || other.op == OpKind::kJoin) {
+      why = "as after the end of a loop: do all ranks have as much data?";
+    } else {
+      continue;
+    }
+    text += fmt::format("{}{} '{}' waits for {}, while {} asked for {} '{}' ({})", text.empty() ? "" : "; ",
+                        name_of(key.op), key.name, rank_text(missing), rank_text(ranks), name_of(other.op), other.name,
+                        why);
+  }
+  return text;
 }
 
 void Coordinator::check_stalls(TimePoint now, Outbox& out) {

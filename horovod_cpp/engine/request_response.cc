@@ -308,17 +308,19 @@ std::vector<std::byte> encode(const StallReportMessage& message) {
   for (const StallReportMessage::Line& line : message.lines) {
     put(out, line.key);
     out.integers(line.missing);
+    out.text(line.hint);
   }
   return out.take();
 }
 
 Result<StallReportMessage> decode_stall_report(std::span<const std::byte> bytes) {
   return decode<StallReportMessage>(bytes, MessageKind::kStallReport, [](WireReader& in, StallReportMessage& message) {
-    const std::size_t lines = in.count(4);
+    const std::size_t lines = in.count(5);
     for (std::size_t i = 0; i < lines && in.ok(); ++i) {
       StallReportMessage::Line line;
       line.key = get_key(in);
       line.missing = in.integers();
+      line.hint = in.text();
       message.lines.push_back(std::move(line));
     }
   });

@@ -162,6 +162,7 @@ struct StallReportMessage {
   struct Line {
     OperationKey key;
     std::vector<std::int64_t> missing;  ///< global ranks that have not asked for it
+    std::string hint;                   ///< what they wait for instead, where that tells something
   };
   std::vector<Line> lines;
 };

@@ -29,7 +29,12 @@ TimePoint StallInspector::next_look(const TensorQueue& queue) const {
 
 std::string StallInspector::report(const std::vector<StallReportMessage::Line>& lines, Duration check_time) {
   std::map<std::vector<std::int64_t>, std::vector<const OperationKey*>> by_missing;
-  for (const StallReportMessage::Line& line : lines) by_missing[line.missing].push_back(&line.key);
+  std::vector<std::string> hints;  // each once
+  for (const StallReportMessage::Line& line : lines) {
+    by_missing[line.missing].push_back(&line.key);
+    const bool is_new = std::find(hints.begin(), hints.end(), line.hint) == hints.end();
+    if (!line.hint.empty() && is_new) hints.push_back(line.hint);
+  }
   std::string text = fmt::format(
       "One or more tensors were submitted by a subset of ranks and wait for the others for more than {} s. "
       "This may indicate that ranks submit different tensors, or that one has stopped.",
@@ -44,6 +49,7 @@ std::string StallInspector::report(const std::vector<StallReportMessage::Line>& 
     }
     if (keys.size() > shown) text += fmt::format(" and {} more", keys.size() - shown);
   }
+  for (const std::string& hint : hints) text += fmt::format("\nPerhaps: {}", hint);
   return text;
 }
 

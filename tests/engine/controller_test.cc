@@ -515,6 +515,27 @@ TEST(Controller, TellsWhoIsMissing) {
   }
 }
 
+TEST(Controller, TellsWhatTheMissingRanksAskedForInstead) {
+  const auto hint = [](const std::vector<Request>& of_rank_1) {
+    Planes planes(2);
+    planes.ask(0, {request_of("grad.3.weight")});
+    planes.ask(1, of_rank_1);
+    planes.deliver_all();
+    planes.event(0, StallNoticed{{{0, OpKind::kAllreduce, "grad.3.weight"}}});
+    return planes[0].stalls.empty() ? std::string("no line") : planes[0].stalls[0].hint;
+  };
+  EXPECT_EQ(hint({}), "");
+  EXPECT_EQ(hint({request_of("something.else")}), "");
+  EXPECT_EQ(hint({request_of("grad.3.weigth")}),
+            "allreduce 'grad.3.weight' waits for rank 1, while rank 1 asked for allreduce 'grad.3.weigth' (a name that "
+            "is nearly the same)");
+  Request other = request_of("grad.3.weight");
+  other.key.op = OpKind::kAllgather;
+  EXPECT_NE(hint({other}).find("allgather 'grad.3.weight' (another operation under the same name)"), std::string::npos);
+  other.key = {0, OpKind::kBarrier, "end"};
+  EXPECT_NE(hint({other}).find("do all ranks have as much data?"), std::string::npos);
+}
+
 TEST(Controller, EndsTheJobWhenAStallHasItsLimitByTheClockAlone) {
   CoordinatorSettings settings = usual_settings();
   settings.stall_shutdown_time = 30s;

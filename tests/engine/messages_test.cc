@@ -26,6 +26,7 @@ Request some_request(const std::string& name) {
   request.postscale = -3.0;
   request.root_rank = -2;
   request.shape = {0, 1, std::int64_t{1} << 40};
+  request.more = {{DataType::kBool, {2, 3}}, {DataType::kFloat16, {}}};
   request.region = 77;
   request.offset = std::uint64_t{1} << 50;
   request.call_site = 123;
@@ -33,7 +34,7 @@ Request some_request(const std::string& name) {
 }
 
 RequestsMessage some_requests() {
-  return {{{1, "train.py:1"}, {2, ""}}, {some_request("a"), some_request("")}, {1, 500, 0xffff'ffff}};
+  return {{{1, "train.py:1"}, {2, ""}}, {some_request("a"), some_request("")}, {1, 500, 0xffff'ffff}, 300};
 }
 
 ResponsesMessage some_responses() {
@@ -73,6 +74,7 @@ StallReportMessage some_report() {
   report.lines.resize(1);
   report.lines[0].key = {5, OpKind::kAllreduce, "x"};
   report.lines[0].missing = {1, 2, 300};
+  report.lines[0].hint = "a hint";
   return report;
 }
 
@@ -90,10 +92,13 @@ TEST(Messages, RequestsComeBackAsTheyWere) {
   EXPECT_EQ(request.postscale, wanted.postscale);
   EXPECT_EQ(request.root_rank, wanted.root_rank);
   EXPECT_EQ(request.shape, wanted.shape);
+  EXPECT_EQ(request.more, wanted.more);
+  EXPECT_FALSE(request.more.empty());
   EXPECT_EQ(request.region, wanted.region);
   EXPECT_EQ(request.offset, wanted.offset);
   EXPECT_EQ(request.call_site, wanted.call_site);
   EXPECT_EQ(back.value().cached, message.cached);
+  EXPECT_EQ(back.value().forgotten, 300u);
   ASSERT_EQ(back.value().call_sites.size(), 2u);
   EXPECT_EQ(back.value().call_sites[0].text, "train.py:1");
   EXPECT_EQ(encode(back.value()), encode(message));

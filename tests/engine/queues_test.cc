@@ -159,7 +159,10 @@ TEST(StallInspector, ReportsWhoIsMissingForWhat) {
   for (int i = 0; i < 8; ++i) lines.push_back(line_of(0, OpKind::kAllreduce, "t" + std::to_string(i), {1, 2, 3}));
   lines.push_back(line_of(4, OpKind::kBarrier, "b", {0}));
   lines.push_back(line_of(0, OpKind::kAllgather, "g", {}));
+  lines[0].hint = lines[1].hint = "a hint";
   const std::string text = StallInspector::report(lines, 60s);
+  EXPECT_NE(text.find("\nPerhaps: a hint"), std::string::npos) << text;
+  EXPECT_EQ(text.find("a hint"), text.rfind("a hint")) << text;
   EXPECT_NE(text.find("more than 60 s"), std::string::npos) << text;
   EXPECT_NE(text.find("Missing ranks 1-3: allreduce 't0', allreduce 't1'"), std::string::npos) << text;
   EXPECT_NE(text.find("and 2 more"), std::string::npos) << text;
