@@ -14,6 +14,8 @@ from horovod_cpp import _core
 from horovod_cpp.common import exceptions, process_sets
 from horovod_cpp.common.process_sets import ProcessSet
 
+_last_options: dict[str, Any] = {}
+
 
 def init(
     comm: Sequence[int] | Any = None,
@@ -34,6 +36,9 @@ def init(
     """
     sets = _static_process_sets(process_sets)
     distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
+    if not _core.is_initialized():
+        _last_options.clear()
+        _last_options.update(options or {})
     try:
         _core.init(distinct, _comm_ranks(comm), _settings(options or {}))
     except _core.ForkError as error:
@@ -41,6 +46,11 @@ def init(
     except _core.Error as error:
         raise exceptions.initialization_error(error) from None
     _bind(sets)
+
+
+def last_options() -> dict[str, Any]:
+    """What the last `init` was given as `options`."""
+    return dict(_last_options)
 
 
 def _static_process_sets(argument: Sequence[ProcessSet] | str | None) -> list[ProcessSet]:
