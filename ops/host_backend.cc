@@ -98,9 +98,10 @@ void unpack(const AllreduceCall& call, const FusedLayout& layout, const std::byt
 
 // After the prescale, which is not for them.
 void fill_missing(const AllreduceCall& call, const FusedLayout& layout, std::byte* buffer) {
+  const std::size_t element = size_of(call.dtype);
   layout.for_each_piece([&](const FusedLayout::Piece& piece) {
-    if (call.tensors[piece.tensor].input != nullptr) return;
-    fill_neutral(buffer + piece.place, call.dtype, piece.bytes / size_of(call.dtype), call.reduce_op);
+    if (call.tensors[piece.tensor].input != nullptr || element == 0) return;
+    fill_neutral(buffer + piece.place, call.dtype, piece.bytes / element, call.reduce_op);
   });
 }
 
@@ -124,6 +125,9 @@ namespace {
 
 // One tensor: what it is fused with would change the result.
 Task<Status> host_adasum(CollectiveContext& context, AllreduceCall call) {
+  if (!is_floating_point(call.dtype)) {
+    co_return Status::invalid_argument("Adasum is for floating-point tensors");
+  }
   const AllreduceTensor& tensor = call.tensors.front();
   const std::size_t bytes = tensor.count * size_of(call.dtype);
   if (tensor.input == nullptr) {

@@ -19,7 +19,7 @@ constexpr int kCrowdedPatience = 10;
 // While no thread waits, the cores are wanted for computing: a nap and a ring cost less than looking longer.
 constexpr Duration kSpinTimeWithoutWaiter = std::chrono::microseconds(5);
 
-// A waiter looks on for this long before it wakes a peer that has something to do. Most come by themselves, on their
+// A waiter lets this much time pass before it wakes a peer that has something to do. Most come by themselves, on their
 // way to a wait of their own; a thread that is woken there would only take the core from them.
 constexpr Duration kBellPatience = std::chrono::microseconds(20);
 
@@ -176,19 +176,20 @@ bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint dead
   runtime_.woken();
   Spinner spinner(crowded_);
   TimePoint last_move = runtime_.clock().now();
+  const Duration bell_patience = kBellPatience * (crowded_ ? kCrowdedPatience : 1);
+  TimePoint last_ring = last_move;
   bool done = all_done(handles);
-  bool rung = false;
   runtime_.hold_bells();
   for (; !done; done = all_done(handles)) {
-    if (runtime_.step()) {
-      last_move = runtime_.clock().now();
-      rung = false;
-      continue;
-    }
+    const bool moved = runtime_.step();
     const TimePoint now = runtime_.clock().now();
-    if (!rung && now - last_move > kBellPatience * (crowded_ ? kCrowdedPatience : 1)) {
+    if (now - last_ring > bell_patience) {  // however much moves: what is for one peer says nothing of another
       runtime_.ring();
-      rung = true;
+      last_ring = now;
+    }
+    if (moved) {
+      last_move = now;
+      continue;
     }
     if (now - last_move > spin_time_ || now > deadline || runtime_.finished()) break;
     spinner.pause();

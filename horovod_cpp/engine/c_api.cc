@@ -168,8 +168,7 @@ Status read_request(const hvd_operation& operation, hvd::Request& request) {
   if (op == hvd::OpKind::kBroadcast) request.root_rank = operation.root_rank;
   if (op == hvd::OpKind::kAlltoall && operation.splits != nullptr) {
     request.splits.assign(operation.splits, operation.splits + std::max(operation.split_count, 0));
-    // An empty list is one that is too short, not the absence of one.
-    if (request.splits.empty()) request.splits.push_back(0);
+    request.has_splits = true;
   }
   return {};
 }
@@ -184,9 +183,8 @@ Status check_memory(const hvd::Request& request, const hvd_operation& operation)
     hvd::Result<std::int64_t> count = hvd::element_count(shape);
     if (!count) return count.status();
     if (*count > 0 && (inputs[i].data == nullptr || (!outputs.empty() && outputs[i].data == nullptr))) {
-      return Status::invalid_argument(fmt::format("{} '{}': a tensor of shape {} comes without memory",
-                                                  hvd::name_of(request.key.op), request.key.name,
-                                                  hvd::shape_text(shape)));
+      return Status::invalid_argument(fmt::format("{}: a tensor of shape {} comes without memory",
+                                                  hvd::operation_text(request.key), hvd::shape_text(shape)));
     }
   }
   return {};
@@ -294,6 +292,9 @@ int hvd_init(const hvd_init_options* options) {
     hvd::Session::Settings settings;
     for (int i = 0; i < given.process_set_count; ++i) settings.process_sets.push_back(sorted(given.process_sets[i]));
     for (int i = 0; i < given.setting_count; ++i) {
+      if (given.settings[i].name == nullptr || given.settings[i].value == nullptr) {
+        return Status::invalid_argument(fmt::format("setting number {} has no name or no value", i));
+      }
       settings.options.push_back({given.settings[i].name, given.settings[i].value});
     }
     hvd::Result<std::unique_ptr<hvd::Session>> started = hvd::Session::start(settings);

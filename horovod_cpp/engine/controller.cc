@@ -101,6 +101,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     sent_as_id_.erase(entry.cache_id);
     return true;
   }
+  if (!is_sound(response, entry)) return false;
   const OperationKey key{response.process_set, response.op, entry.name};
   const ResponseCache::Entry* replaced = cache_.find(key);
   if (replaced != nullptr) sent_as_id_.erase(replaced->id);
@@ -118,6 +119,16 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     cache_.remember({entry.cache_id, std::move(agreed), entry});
   }
   return true;
+}
+
+// Whether the entry can be what the members of its set agreed on.
+bool Controller::is_sound(const Response& response, const ResponseEntry& entry) const {
+  if (response.kind != Response::Kind::kExecute || response.op != OpKind::kAllgather) return true;
+  const MembershipRef membership = sets_.find(response.process_set);
+  const std::size_t tensors = 1 + entry.more.size();
+  const auto is_scalar = [](const TensorType& tensor) { return tensor.shape.empty(); };
+  return membership && entry.first_dims.size() == tensors * static_cast<std::size_t>(membership->size()) &&
+         !entry.shape.empty() && std::none_of(entry.more.begin(), entry.more.end(), is_scalar);
 }
 
 // Whether the response names something, a process set that is to go is there, and a new one has an id of its own and

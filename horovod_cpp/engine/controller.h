@@ -41,6 +41,7 @@ class Controller {
   void submit(RequestsMessage message, TimePoint now);
   void follow(ResponsesMessage message, TimePoint now);
   bool complete_entry(const Response& response, ResponseEntry& entry, bool as_cache_id);
+  bool is_sound(const Response& response, const ResponseEntry& entry) const;
   bool can_apply(const Response& response) const;
   void apply(const Response& response);
   void lose_peer(int rank, const std::string& text);

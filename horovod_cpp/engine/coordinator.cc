@@ -112,6 +112,10 @@ bool Coordinator::is_ready(const OperationKey& key) const {
          (missing <= static_cast<int>(joined_.size()) && missing == static_cast<int>(joined_missing(*pending).size()));
 }
 
+std::vector<int> Coordinator::really_missing(const ReadinessTable::Pending& pending) const {
+  return without(pending.missing(), joined_);
+}
+
 std::vector<int> Coordinator::joined_missing(const ReadinessTable::Pending& pending) const {
   std::vector<int> ranks = pending.missing();
   std::erase_if(ranks, [this](int rank) { return !joined_.contains(rank); });
@@ -315,7 +319,7 @@ StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMes
   for (const OperationKey& key : query.keys) {
     const ReadinessTable::Pending* pending = readiness_.find(key);
     if (pending == nullptr) continue;
-    const std::vector<int> missing = pending->missing();
+    const std::vector<int> missing = really_missing(*pending);
     report.lines.push_back({key, {missing.begin(), missing.end()}, hint(key, *pending)});
   }
   return report;
@@ -323,7 +327,7 @@ StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMes
 
 // The likely mistakes: another operation under the same name, nearly the same name, a loop that has ended.
 std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pending& pending) const {
-  const std::vector<int> missing = pending.missing();
+  const std::vector<int> missing = really_missing(pending);
   std::string text;
   for (const OperationKey& other : readiness_.waiting()) {
     if (other.process_set != key.process_set || other == key) continue;
@@ -354,7 +358,7 @@ void Coordinator::check_stalls(TimePoint now, Outbox& out) {
   const std::vector<OperationKey> stalled = readiness_.waiting_since_before(now - settings_.stall_shutdown_time);
   if (stalled.empty()) return;
   const OperationKey& first = stalled.front();
-  const std::vector<int> missing = readiness_.find(first)->missing();
+  const std::vector<int> missing = really_missing(*readiness_.find(first));
   end_job(StatusCode::kInternal,
           fmt::format("{} '{}' has waited for {} for longer than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS; {} operation(s) "
                       "were stalled and the job ends",

@@ -59,6 +59,7 @@ class Coordinator {
   void settle(const OperationKey& key, TimePoint now);
   bool is_ready(const OperationKey& key) const;
   std::string hint(const OperationKey& key, const ReadinessTable::Pending& pending) const;
+  std::vector<int> really_missing(const ReadinessTable::Pending& pending) const;
   std::vector<int> joined_missing(const ReadinessTable::Pending& pending) const;
   void take_joins(TimePoint now);
   void settle_process_set(Response& response, const Request& agreed);

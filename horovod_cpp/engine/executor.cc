@@ -36,6 +36,15 @@ Result<OutputTensor> make_output(const TensorType& like, std::int64_t rows) {
   return made;
 }
 
+// `count` comes from another rank.
+Status add_rows(std::int64_t& rows, std::int64_t count) {
+  if (count < 0 || count > std::numeric_limits<std::int64_t>::max() - rows) {
+    return Status::internal(fmt::format("a rank announced {} rows", count));
+  }
+  rows += count;
+  return {};
+}
+
 // The memory of one tensor of an entry.
 TensorEntry::Memory memory_of(const TensorEntry& entry, std::size_t index) {
   return index == 0 ? TensorEntry::Memory{entry.input, entry.output} : entry.more[index - 1];
@@ -226,6 +235,9 @@ Task<Status> Executor::allgather(CallRef call) {
   const auto ranks = static_cast<std::size_t>(call->membership->size());
   const auto own = static_cast<std::size_t>(call->context->rank());
   OperationOutput& output = entry.handle->output();
+  if (agreed.first_dims.size() != types.size() * ranks) {
+    co_return Status::internal("a response does not say how many rows each rank has");
+  }
   std::vector<std::vector<std::size_t>> bytes(types.size());  // of each tensor, by rank
   std::vector<std::size_t> blocks(ranks);                     // of all tensors, by rank
   std::size_t total = 0;
@@ -234,13 +246,14 @@ Task<Status> Executor::allgather(CallRef call) {
     std::int64_t rows = 0;
     for (std::size_t rank = 0; rank < ranks; ++rank) {
       const std::int64_t count = agreed.first_dims[t * ranks + rank];
-      rows += count;
+      HVD_CO_RETURN_IF_ERROR(add_rows(rows, count));
       bytes[t].push_back(static_cast<std::size_t>(count) * row);
       blocks[rank] += bytes[t].back();
     }
     Result<OutputTensor> made = make_output(types[t], rows);
     if (!made) co_return made.status();
     total += made->bytes;
+    call->buffers.push_back(made->memory);  // a transport may need it when nobody wants the result any more
     output.tensors.push_back(std::move(*made));
   }
   if (types.size() == 1 || total > options_.fusion_copy_limit_bytes) {
@@ -250,16 +263,17 @@ Task<Status> Executor::allgather(CallRef call) {
     }
     co_return Status();
   }
-  call->buffers = {buffers_.lease(blocks[own]), buffers_.lease(total)};
-  if (!call->buffers[0] || !call->buffers[1]) co_return no_memory(total);
-  std::byte* place = call->buffers[0].get();
+  const std::shared_ptr<std::byte> packed = buffers_.lease(blocks[own]);
+  const std::shared_ptr<std::byte> gathered = buffers_.lease(total);
+  if (!packed || !gathered) co_return no_memory(total);
+  call->buffers.insert(call->buffers.end(), {packed, gathered});
+  std::byte* place = packed.get();
   for (std::size_t t = 0; t < types.size(); ++t) {
     if (bytes[t][own] > 0) std::memcpy(place, memory_of(entry, t).input, bytes[t][own]);
     place += bytes[t][own];
   }
-  std::byte* const all = call->buffers[1].get();
-  HVD_CO_RETURN_IF_ERROR(co_await host_allgather(*call->context, call->buffers[0].get(), all, blocks));
-  const std::byte* from = all;
+  HVD_CO_RETURN_IF_ERROR(co_await host_allgather(*call->context, packed.get(), gathered.get(), blocks));
+  const std::byte* from = gathered.get();
   std::vector<std::byte*> to;
   for (const OutputTensor& tensor : output.tensors) to.push_back(tensor.memory.get());
   for (std::size_t rank = 0; rank < ranks; ++rank) {
@@ -282,6 +296,7 @@ Task<Status> Executor::reducescatter(CallRef call) {
     Result<OutputTensor> made = make_output(
         type, static_cast<std::int64_t>(scattered_rows(rows, call->context->size(), call->context->rank())));
     if (!made) co_return made.status();
+    call->buffers.push_back(made->memory);
     output.tensors.push_back(std::move(*made));
   }
   for (const std::vector<std::size_t>& run : plan_group(types, limits())) {
@@ -305,20 +320,18 @@ Task<Status> Executor::alltoall(CallRef call) {
   const TensorType type{entry.request.dtype, entry.request.shape};
   OperationOutput& output = entry.handle->output();
   std::vector<std::int64_t> to = entry.request.splits;
-  if (to.empty()) {
+  if (!entry.request.has_splits) {
     const int ranks = call->context->size();
     to.assign(static_cast<std::size_t>(ranks), type.shape.front() / ranks);
   }
   HVD_CO_RETURN_IF_ERROR(co_await host_exchange_counts(*call->context, to, output.received));
   std::int64_t rows = 0;
   for (const std::int64_t count : output.received) {
-    if (count < 0 || count > std::numeric_limits<std::int64_t>::max() - rows) {
-      co_return Status::internal(fmt::format("ranks announced {} rows", shape_text(output.received)));
-    }
-    rows += count;
+    HVD_CO_RETURN_IF_ERROR(add_rows(rows, count));
   }
   Result<OutputTensor> made = make_output(type, rows);
   if (!made) co_return made.status();
+  call->buffers.push_back(made->memory);
   output.tensors.push_back(std::move(*made));
   const std::size_t row = row_elements(type.shape) * size_of(type.dtype);
   std::vector<std::size_t> bytes_to;

@@ -87,14 +87,16 @@ std::vector<OperationKey> ReadinessTable::waiting() const {
 std::vector<OperationKey> ReadinessTable::waiting_since_before(TimePoint time) const {
   std::vector<OperationKey> keys;
   for (const auto& [key, pending] : pending_) {
-    if (pending.since < time) keys.push_back(key);
+    if (pending.since < time && key.op != OpKind::kJoin) keys.push_back(key);
   }
   return keys;
 }
 
 TimePoint ReadinessTable::oldest() const {
   TimePoint oldest = kNever;
-  for (const auto& [key, pending] : pending_) oldest = std::min(oldest, pending.since);
+  for (const auto& [key, pending] : pending_) {
+    if (key.op != OpKind::kJoin) oldest = std::min(oldest, pending.since);
+  }
   return oldest;
 }
 

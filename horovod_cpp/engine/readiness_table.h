@@ -39,9 +39,9 @@ class ReadinessTable {
   std::vector<OperationKey> waiting_in(ProcessSetId process_set) const;
   /// All keys, those of process set 0 first.
   std::vector<OperationKey> waiting() const;
-  /// Keys that wait since before `time`.
+  /// Keys that wait since before `time`. Not of a join, which may well wait for long.
   std::vector<OperationKey> waiting_since_before(TimePoint time) const;
-  /// Since when the longest has waited; kNever when nothing waits.
+  /// Since when the longest but a join has waited; kNever when nothing waits.
   TimePoint oldest() const;
   bool empty() const { return pending_.empty(); }
 

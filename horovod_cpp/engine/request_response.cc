@@ -156,6 +156,11 @@ Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get g
 
 std::string_view name_of(OpKind op) { return is_known(op) ? kOpNames[static_cast<std::size_t>(op)] : "unknown"; }
 
+std::string operation_text(const OperationKey& key) {
+  return key.name.empty() ? fmt::format("an unnamed {}", name_of(key.op))
+                          : fmt::format("{} '{}'", name_of(key.op), key.name);
+}
+
 std::string generated_name(std::uint64_t n, std::uint64_t epoch) {
   return epoch == 0 ? fmt::format("{}{}", kGeneratedPrefix, n) : fmt::format("{}{}.{}", kGeneratedPrefix, epoch, n);
 }
@@ -165,7 +170,7 @@ bool is_generated_name(std::string_view name) { return name.starts_with(kGenerat
 std::string shape_text(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 Result<std::int64_t> element_count(const Shape& shape) {
-  constexpr std::int64_t most = std::int64_t{1} << 62;
+  constexpr std::int64_t most = std::int64_t{1} << 59;  // so that bytes can be counted as well
   std::int64_t count = 1;
   bool empty = false;
   for (const std::int64_t size : shape) {

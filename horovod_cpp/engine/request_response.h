@@ -57,7 +57,8 @@ struct Request {
   std::int32_t root_rank = 0;        ///< broadcast: global rank
   Shape shape;                       ///< process set operations: the ranks of the set
   std::vector<TensorType> more;      ///< a group: the tensors after the first
-  std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank
+  std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank, like:
+  bool has_splits = false;           ///< otherwise equal shares
   MemoryKind memory = MemoryKind::kHost;
   std::uint32_t region = 0;     ///< memory that peers can name; 0: private memory
   std::uint64_t offset = 0;     ///< within the region
@@ -96,6 +97,8 @@ struct Response {
 };
 
 std::string_view name_of(OpKind op);
+/// "allreduce 'x'", or "an unnamed allreduce".
+std::string operation_text(const OperationKey& key);
 /// The name of the n-th unnamed operation since the job's join number `epoch`, when all ranks began to count again.
 /// It never comes again, so nothing is remembered under it.
 std::string generated_name(std::uint64_t n, std::uint64_t epoch = 0);
@@ -103,7 +106,7 @@ bool is_generated_name(std::string_view name);
 /// All joins of a job are one operation.
 inline constexpr std::string_view kJoinName = "join";
 std::string shape_text(const Shape& shape);
-/// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^62.
+/// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^59.
 Result<std::int64_t> element_count(const Shape& shape);
 /// Bytes of a tensor whose shape has been checked.
 std::size_t bytes_of(const TensorType& tensor);

@@ -69,7 +69,7 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
         fmt::format("{}: Rank {} is not a member of the provided process set.", op, rank()));
   }
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
-    return {checked.code(), fmt::format("{} '{}': {}", op, request.key.name, checked.text())};
+    return {checked.code(), fmt::format("{}: {}", operation_text(request.key), checked.text())};
   }
   if (const Status failure =
           published_sets_.with([&](const ProcessSetTable& sets) { return sets.failure(request.key.process_set); });

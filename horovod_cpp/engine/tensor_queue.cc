@@ -10,6 +10,10 @@ Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
   return state_.with([&](State& state) -> Status {
     if (!state.closed.ok()) return state.closed;
     OperationKey& key = entry.request.key;
+    if (key.op != OpKind::kJoin && state.joining) {
+      return Status::precondition(fmt::format(
+          "{}: this rank has joined, having no more data, and not all ranks have joined yet", operation_text(key)));
+    }
     if (key.name.empty()) key.name = generated_name(state.unnamed[{key.process_set, key.op}]++, state.epoch);
     const auto first = state.waiting.find(key);
     if (first != state.waiting.end()) {
@@ -26,6 +30,7 @@ Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
       if (is_new) state.fresh_call_sites.push_back({site->second, call_site});
       entry.request.call_site = site->second;
     }
+    if (key.op == OpKind::kJoin) state.joining = true;
     state.fresh.push_back(key);
     OperationKey place = key;
     state.waiting.emplace(std::move(place), std::move(entry));
@@ -66,6 +71,7 @@ std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
     if (found == state.waiting.end()) return std::nullopt;
     std::optional<TensorEntry> entry(std::move(found->second));
     state.waiting.erase(found);
+    if (key.op == OpKind::kJoin) state.joining = false;
     return entry;
   });
 }
@@ -82,6 +88,7 @@ std::vector<TensorEntry> TensorQueue::take_set(ProcessSetId process_set) {
       taken.push_back(std::move(place->second));
       place = state.waiting.erase(place);
     }
+    if (process_set == 0) state.joining = false;
     return taken;
   });
 }
@@ -101,7 +108,7 @@ std::vector<OperationKey> TensorQueue::waiting_since_before(TimePoint time) cons
   return state_.with([&](const State& state) {
     std::vector<OperationKey> keys;
     for (const auto& [key, entry] : state.waiting) {
-      if (entry.enqueued < time) keys.push_back(key);
+      if (entry.enqueued < time && key.op != OpKind::kJoin) keys.push_back(key);
     }
     return keys;
   });
@@ -110,7 +117,9 @@ std::vector<OperationKey> TensorQueue::waiting_since_before(TimePoint time) cons
 TimePoint TensorQueue::oldest() const {
   return state_.with([](const State& state) {
     TimePoint oldest = kNever;
-    for (const auto& [key, entry] : state.waiting) oldest = std::min(oldest, entry.enqueued);
+    for (const auto& [key, entry] : state.waiting) {
+      if (key.op != OpKind::kJoin) oldest = std::min(oldest, entry.enqueued);
+    }
     return oldest;
   });
 }

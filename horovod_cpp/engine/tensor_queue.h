@@ -33,7 +33,8 @@ struct TensorEntry {
 class TensorQueue {
  public:
   /// Takes the entry in; an empty name becomes "noname.<n>", counted per process set and operation.
-  /// kInvalidArgument, with the age of the first, when that name is in flight; the closing reason after `close`.
+  /// kInvalidArgument, with the age of the first, when that name is in flight; kPrecondition while a join waits; the
+  /// closing reason after `close`.
   Status push(TensorEntry entry, const std::string& call_site);
 
   /// What was pushed since the last time. Empty vectors when nothing was.
@@ -51,9 +52,9 @@ class TensorQueue {
   /// Everything; later pushes get `reason`.
   std::vector<TensorEntry> close(const Status& reason);
 
-  /// Keys that wait since before `time`.
+  /// Keys that wait since before `time`. Not of a join, which may well wait for long.
   std::vector<OperationKey> waiting_since_before(TimePoint time) const;
-  /// When the oldest was enqueued; kNever when nothing waits.
+  /// When the oldest but a join was enqueued; kNever when nothing waits.
   TimePoint oldest() const;
 
  private:
@@ -64,6 +65,7 @@ class TensorQueue {
     std::unordered_map<std::string, std::uint32_t> call_sites;
     std::map<std::pair<ProcessSetId, OpKind>, std::uint64_t> unnamed;
     std::uint64_t epoch = 0;
+    bool joining = false;  // a join waits: meanwhile nothing else is taken in
     Status closed;
   };
 

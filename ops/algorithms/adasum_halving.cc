@@ -56,8 +56,9 @@ Task<Status> adasum_halving(CollectiveContext& context, std::span<std::byte> dat
   const std::size_t element = size_of(dtype);
   const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size)));
   const auto bytes_of = [&](Piece piece) { return data.subspan(piece.begin * element, piece.count() * element); };
-  std::byte* const scratch = size > 1 ? context.lease(data.size() + 2 * kNumbers * sizeof(double)) : nullptr;
-  if (size > 1 && scratch == nullptr) co_return Status::internal("no memory for an Adasum");
+  if (size == 1) co_return Status();
+  std::byte* const scratch = context.lease(data.size() + 2 * kNumbers * sizeof(double));
+  if (scratch == nullptr) co_return Status::internal("no memory for an Adasum");
   auto* const numbers = reinterpret_cast<double*>(scratch);  // at the start, which is aligned
   std::byte* const other = scratch + 2 * kNumbers * sizeof(double);
   const Piece all{0, data.size() / element};

@@ -30,8 +30,8 @@ constexpr std::size_t kLanes = 8;
 
 template <typename Format>
 DotProducts products(const void* a, const void* b, std::size_t count) {
-  const auto* x = static_cast<const typename Format::Stored*>(a);
-  const auto* y = static_cast<const typename Format::Stored*>(b);
+  const auto* x = static_cast<const Format::Stored*>(a);
+  const auto* y = static_cast<const Format::Stored*>(b);
   std::array<DotProducts, kLanes> lanes{};
   for (std::size_t i = 0; i < count; ++i) {
     const double p = Format::load(x[i]);
@@ -52,9 +52,9 @@ DotProducts products(const void* a, const void* b, std::size_t count) {
 
 template <typename Format>
 void weighted(void* out, const void* a, double weight_a, const void* b, double weight_b, std::size_t count) {
-  const auto* x = static_cast<const typename Format::Stored*>(a);
-  const auto* y = static_cast<const typename Format::Stored*>(b);
-  auto* sum = static_cast<typename Format::Stored*>(out);
+  const auto* x = static_cast<const Format::Stored*>(a);
+  const auto* y = static_cast<const Format::Stored*>(b);
+  auto* sum = static_cast<Format::Stored*>(out);
   for (std::size_t i = 0; i < count; ++i) {
     sum[i] = Format::store(weight_a * Format::load(x[i]) + weight_b * Format::load(y[i]));
   }

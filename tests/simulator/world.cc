@@ -313,7 +313,8 @@ TensorEntry World::make_entry(int rank, const OperationPlan& plan, int index, Op
       static_cast<std::size_t>(std::lower_bound(set.ranks.begin(), set.ranks.end(), rank) - set.ranks.begin());
   const std::vector<Shape> shapes = plan.shapes(static_cast<int>(member));
   request.shape = shapes.front();
-  if (plan.op == OpKind::kAlltoall) request.splits = plan.splits[member];
+  request.has_splits = plan.op == OpKind::kAlltoall;
+  if (request.has_splits) request.splits = plan.splits[member];
   if (plan.op == OpKind::kProcessSetRemove) request.shape = {state.set_ids[static_cast<std::size_t>(plan.subject)]};
   if (plan.odd_rank == rank) make_odd(request, plan, set);
   entry.input = buffers.input.data();

@@ -20,7 +20,7 @@ Status check(const Request& request, const Membership& /*membership*/) {
 Request as_rank_sent_it(const Request& agreed, const ResponseEntry& entry, int index) {
   Request request = agreed;
   const std::size_t ranks = entry.first_dims.size() / (1 + agreed.more.size());
-  std::size_t place = static_cast<std::size_t>(index);
+  auto place = static_cast<std::size_t>(index);
   request.shape.front() = entry.first_dims[place];
   for (TensorType& tensor : request.more) tensor.shape.front() = entry.first_dims[place += ranks];
   return request;

@@ -14,7 +14,7 @@ Status check(const Request& request, const Membership& membership) {
   }
   const std::int64_t rows = request.shape.front();
   const std::vector<std::int64_t>& splits = request.splits;
-  if (splits.empty()) {
+  if (!request.has_splits) {
     if (rows % membership.size() == 0) return {};
     return Status::invalid_argument(
         fmt::format("splits not provided, but first dimension of tensor is not an even multiple of the number of "

@@ -185,7 +185,7 @@ TEST_F(HostAllreduce, GivesATensorTheSameBitsAloneAndInAnyCompany) {
 
 TEST_F(HostAllreduce, RefusesAReductionThatHasNoFunctionOnEveryRank) {
   SteppedRanks ranks(2, random_, {});
-  Tensors tensors(DataType::kFloat32, 2, {4}, false);
+  Tensors tensors(DataType::kInt32, 2, {4}, false);
   tensors.fill([] { return 1.0; });
   const std::vector<Status> ends = ranks.run([&](CollectiveContext& context, int rank) {
     return host_allreduce(context, tensors.call(rank, ReduceOp::kAdasum));

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -93,6 +96,22 @@ def test_other_operations_name_the_ranks_that_have_joined() -> None:
         assert hvd.allreduce(torch.ones(1), name="odd", op=hvd.Sum).item() == 1.0
     hvd.join()
     assert hvd.allgather(torch.ones(2), name="odd").numel() == 2 * hvd.size()
+
+
+def test_a_rank_that_has_joined_hands_nothing_over() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has joined at once")
+    if hvd.rank() == 1:
+        waiting = threading.Thread(target=hvd.join)
+        waiting.start()
+        time.sleep(0.3)  # it has handed its join over by then
+        with pytest.raises(hvd.HorovodInternalError, match="allreduce 'late': this rank has joined"):
+            hvd.allreduce_async(torch.ones(1), name="late")
+        waiting.join()
+    else:
+        time.sleep(1.0)
+        hvd.join()
+    assert hvd.allreduce(torch.ones(1), name="late", op=hvd.Sum).item() == hvd.size()
 
 
 def test_unnamed_operations_count_alike_afterwards() -> None:

@@ -125,3 +125,24 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
         """,
     )
     assert "exit code 0" not in output and "not reached" not in output, output
+
+
+def test_a_join_is_no_stall(tmp_path: Path) -> None:
+    output = mpirun(
+        tmp_path,
+        2,
+        """
+        import time, torch
+        import horovod_cpp.torch as hvd
+        hvd.init()
+        for turn in range(25 if hvd.rank() == 1 else 0):
+            time.sleep(0.1)
+            assert hvd.allreduce(torch.ones(1), op=hvd.Sum, name="more").item() == 1.0
+        assert hvd.join() == 1
+        print("fine", flush=True)
+        """,
+        HOROVOD_STALL_CHECK_TIME_SECONDS="1",
+        HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="1",
+    )
+    assert output.count("fine") == 2 and "exit code 0" in output, output
+    assert "Missing" not in output, output
