@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from horovod_cpp import _core
-from horovod_cpp.common import exceptions, process_sets
+from horovod_cpp.common import exceptions, knobs, process_sets
 from horovod_cpp.common.process_sets import ProcessSet
 
 _last_options: dict[str, Any] = {}
@@ -45,6 +45,8 @@ def init(
         raise exceptions.HorovodInternalError(str(error)) from None
     except _core.Error as error:
         raise exceptions.initialization_error(error) from None
+    if rank() == 0:
+        knobs.warn_of_unread()
     _bind(sets)
 
 

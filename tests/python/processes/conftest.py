@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 rank = int(os.environ["RANK"])
 
 def say(*what):
-    print(*what, flush=True)
+    # In one piece: lines of the log go to the same pipe.
+    os.write(1, (" ".join(map(str, what)) + "\\n").encode())
 """
 
 

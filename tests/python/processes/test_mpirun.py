@@ -101,7 +101,7 @@ def test_without_the_mpi_module_two_ranks_say_what_is_missing(tmp_path: Path, pa
         try:
             hvd.init()
         except Exception as error:
-            print("error:", error, flush=True)
+            print(f"error: {error}", flush=True)
         """
     output = mpirun(tmp_path, 2, program, package=package_without_mpi)
     assert output.count("error:") == 2, output

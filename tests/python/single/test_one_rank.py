@@ -178,3 +178,23 @@ def test_options_that_differ_between_ranks_are_named() -> None:
         *HVDRUN_2,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_variables_without_effect_are_named_once() -> None:
+    assert_well(
+        run("""
+        import warnings
+        os.environ.update({"HOROVOD_AUTOTUNE": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "5", "HOROVOD_LOG_LEVEL": "error"})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hvd.init()
+            hvd.init()
+            hvd.shutdown()
+            hvd.init()
+        assert [str(one.message) for one in caught] == [
+            "HOROVOD_AUTOTUNE has no effect: there is no autotuning yet",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS has no effect: there is no Gloo",
+        ], caught
+        assert all(one.filename == "<string>" for one in caught)
+    """)
+    )
