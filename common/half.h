@@ -23,7 +23,7 @@ constexpr float float16_to_float(std::uint16_t half) {
 /// Rounds to nearest, ties to even; what is beyond the range becomes infinity. A NaN keeps its sign and the upper
 /// bits of its payload, and becomes quiet.
 constexpr std::uint16_t float_to_float16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fff'ffffu;
   std::uint32_t half = 0;
@@ -48,7 +48,7 @@ constexpr float bfloat16_to_float(std::uint16_t half) {
 
 /// Rounds to nearest, ties to even; NaN as in float_to_float16.
 constexpr std::uint16_t float_to_bfloat16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = std::bit_cast<std::uint32_t>(value);
   const bool is_nan = (bits & 0x7fff'ffffu) > 0x7f80'0000u;
   const std::uint32_t odd = (bits >> 16) & 1u;
   return static_cast<std::uint16_t>(is_nan ? (bits >> 16) | 0x0040u : (bits + 0x7fffu + odd) >> 16);

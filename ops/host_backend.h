@@ -17,8 +17,8 @@ struct AllreduceTensor {
   std::size_t count = 0;
 };
 
-/// Tensors of one fused call (Adasum: one tensor): one data type, one reduction, and all of them small or all large (`small_limit_bytes`),
-/// so that the algorithm of each is the algorithm of the call.
+/// Tensors of one fused call (Adasum: one tensor): one data type, one reduction, and all of them small or all large
+/// (`small_limit_bytes`), so that the algorithm of each is the algorithm of the call.
 struct AllreduceCall {
   std::vector<AllreduceTensor> tensors;
   DataType dtype = DataType::kUint8;
