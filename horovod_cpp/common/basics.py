@@ -36,7 +36,8 @@ def init(
     """
     sets = _static_process_sets(process_sets)
     distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
-    if not _core.is_initialized():
+    is_first = not _core.is_initialized()
+    if is_first:
         _last_options.clear()
         _last_options.update(options or {})
     try:
@@ -45,7 +46,7 @@ def init(
         raise exceptions.HorovodInternalError(str(error)) from None
     except _core.Error as error:
         raise exceptions.initialization_error(error) from None
-    if rank() == 0:
+    if is_first and rank() == 0:
         knobs.warn_of_unread()
     _bind(sets)
 

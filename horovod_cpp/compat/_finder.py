@@ -151,7 +151,5 @@ class _AliasLoader(Loader):
 
 
 def _add_attributes_of_torch(ours: ModuleType) -> None:
-    """Modules that programs reach as `hvd.mpi_ops` and `hvd.elastic` without importing them."""
+    """The module that programs reach as `hvd.mpi_ops` without importing it."""
     vars(ours)["mpi_ops"] = importlib.import_module("horovod_cpp.compat.mpi_ops")
-    if importlib.util.find_spec("horovod_cpp.torch.elastic") is not None:
-        importlib.import_module("horovod_cpp.torch.elastic")

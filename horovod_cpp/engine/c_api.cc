@@ -194,20 +194,20 @@ void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_ha
   if (!has_tensors(entry.request.key.op)) return;
   const std::span<const hvd_tensor> inputs = inputs_of(operation);
   const std::span<const hvd_tensor> outputs = outputs_of(operation, entry.request.key.op);
-  const std::vector<hvd::TensorType> types = hvd::tensors_of(entry.request);
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
+  std::size_t i = 0;
+  hvd::for_each_tensor(entry.request, [&](hvd::DataType dtype, const hvd::Shape& shape) {
     hvd::TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
     if (!outputs.empty()) {
       memory.output = static_cast<std::byte*>(outputs[i].data);
-      handle.outputs.push_back({memory.output, types[i].shape, hvd::bytes_of(types[i])});
+      handle.outputs.push_back({memory.output, shape, hvd::bytes_of(dtype, shape)});
     }
-    if (i == 0) {
+    if (i++ == 0) {
       entry.input = memory.input;
       entry.output = memory.output;
     } else {
       entry.more.push_back(memory);
     }
-  }
+  });
 }
 
 Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& operation, hvd_handle** handle) {

@@ -6,6 +6,8 @@
 #include <functional>
 #include <utility>
 
+#include "horovod_cpp/engine/op_rules/attributes.h"
+
 namespace hvd {
 
 Controller::Controller(int rank, ProcessSetTable& sets, CoordinatorSettings settings) : rank_(rank), sets_(sets) {
@@ -121,14 +123,21 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
   return true;
 }
 
-// Whether the entry can be what the members of its set agreed on.
+// Whether the entry can be what the members of its set agreed on: what comes later trusts its types and counts.
 bool Controller::is_sound(const Response& response, const ResponseEntry& entry) const {
-  if (response.kind != Response::Kind::kExecute || response.op != OpKind::kAllgather) return true;
+  const bool of_ranks = response.op == OpKind::kProcessSetAdd || response.op == OpKind::kProcessSetRemove;
+  if (response.kind != Response::Kind::kExecute || of_ranks) return true;
+  bool sound = true;
+  bool has_scalar = false;
+  for_each_tensor(response, entry, [&](DataType dtype, const Shape& shape) {
+    if (!attributes::check_tensor(dtype, shape).ok()) sound = false;
+    if (shape.empty()) has_scalar = true;
+  });
+  if (response.op != OpKind::kAllgather) return sound;
   const MembershipRef membership = sets_.find(response.process_set);
   const std::size_t tensors = 1 + entry.more.size();
-  const auto is_scalar = [](const TensorType& tensor) { return tensor.shape.empty(); };
-  return membership && entry.first_dims.size() == tensors * static_cast<std::size_t>(membership->size()) &&
-         !entry.shape.empty() && std::none_of(entry.more.begin(), entry.more.end(), is_scalar);
+  return sound && !has_scalar && membership &&
+         entry.first_dims.size() == tensors * static_cast<std::size_t>(membership->size());
 }
 
 // Whether the response names something, a process set that is to go is there, and a new one has an id of its own and

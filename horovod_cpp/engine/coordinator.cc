@@ -341,7 +341,7 @@ std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pen
       why = "another operation under the same name";
     } else if (nobody_asked_for_both && other.op == key.op && are_nearly_equal(other.name, key.name)) {
       why = "a name that is nearly the same";
-    } else if (other.op == OpKind::kBarrier || other.op == OpKind::kJoin) {
+    } else if (other.op == OpKind::kBarrier) {
       why = "as after the end of a loop: do all ranks have as much data?";
     } else {
       continue;

@@ -184,35 +184,37 @@ Task<Status> Executor::perform(CallRef call) {
 // The tensors are those of several entries that were fused, or those of one entry, which is a group.
 Task<Status> Executor::allreduce(CallRef call) {
   const Response& response = call->response;
-  std::vector<TensorType> types;
+  std::vector<GroupMember> tensors;
   std::vector<TensorEntry::Memory> memory;
   for (const TensorEntry& entry : call->entries) {
-    const std::vector<TensorType> own = tensors_of(entry.request);
-    for (std::size_t i = 0; i < own.size(); ++i) memory.push_back(memory_of(entry, i));
-    types.insert(types.end(), own.begin(), own.end());
+    std::size_t place = 0;
+    for_each_tensor(entry.request, [&](DataType dtype, const Shape& shape) {
+      tensors.push_back({dtype, bytes_of(dtype, shape)});
+      memory.push_back(memory_of(entry, place++));
+    });
   }
   // Fused entries have been found to fit together, and a single tensor is alone; a group is planned here.
   std::vector<std::vector<std::size_t>> runs;
   if (call->entries.front().more.empty()) {
-    runs.emplace_back(types.size());
+    runs.emplace_back(tensors.size());
     std::iota(runs.front().begin(), runs.front().end(), std::size_t{0});
   } else if (response.reduce_op == ReduceOp::kAdasum) {
-    for (std::size_t i = 0; i < types.size(); ++i) runs.push_back({i});
+    for (std::size_t i = 0; i < tensors.size(); ++i) runs.push_back({i});
   } else {
-    runs = plan_group(types, limits());
+    runs = plan_group(tensors, limits());
   }
   for (const std::vector<std::size_t>& run : runs) {
     AllreduceCall work;
-    work.dtype = types[run.front()].dtype;
+    work.dtype = tensors[run.front()].dtype;
     work.reduce_op = response.reduce_op;
     work.prescale = response.prescale;
     work.postscale = response.postscale;
     work.small_limit_bytes = options_.small_limit_bytes;
     for (const std::size_t i : run) {
-      work.tensors.push_back({memory[i].input, memory[i].output, bytes_of(types[i]) / size_of(work.dtype)});
+      work.tensors.push_back({memory[i].input, memory[i].output, tensors[i].bytes / size_of(work.dtype)});
     }
     if (run.size() == 1 && work.tensors.front().output == nullptr) {
-      const std::size_t unwanted = bytes_of(types[run.front()]);
+      const std::size_t unwanted = tensors[run.front()].bytes;
       call->buffers.push_back(buffers_.lease(unwanted));
       if (!call->buffers.back()) co_return no_memory(unwanted);
       work.tensors.front().output = call->buffers.back().get();
@@ -291,7 +293,9 @@ Task<Status> Executor::reducescatter(CallRef call) {
   const TensorEntry& entry = call->entries.front();
   const std::vector<TensorType> types = tensors_of(entry.request);
   OperationOutput& output = entry.handle->output();
+  std::vector<GroupMember> members;
   for (const TensorType& type : types) {
+    members.push_back({type.dtype, bytes_of(type.dtype, type.shape)});
     const auto rows = static_cast<std::size_t>(type.shape.front());
     Result<OutputTensor> made = make_output(
         type, static_cast<std::int64_t>(scattered_rows(rows, call->context->size(), call->context->rank())));
@@ -299,7 +303,7 @@ Task<Status> Executor::reducescatter(CallRef call) {
     call->buffers.push_back(made->memory);
     output.tensors.push_back(std::move(*made));
   }
-  for (const std::vector<std::size_t>& run : plan_group(types, limits())) {
+  for (const std::vector<std::size_t>& run : plan_group(members, limits())) {
     ReducescatterCall work;
     work.dtype = types[run.front()].dtype;
     work.reduce_op = response.reduce_op;
@@ -347,7 +351,7 @@ Task<Status> Executor::broadcast(CallRef call) {
   const TensorEntry& entry = call->entries.front();
   const std::optional<int> root = call->membership->index_of(response.root_rank);
   if (!root) co_return Status::internal("a response names a root rank outside its process set");
-  const std::size_t bytes = bytes_of(tensors_of(entry.request).front());  // apart: GCC 12 destroys a temporary twice
+  const std::size_t bytes = bytes_of(entry.request.dtype, entry.request.shape);
   co_return co_await host_broadcast(*call->context, entry.input, entry.output, bytes, *root);
 }
 
@@ -360,9 +364,9 @@ void Executor::finish(CallRef call, const Status& status) {
   if (status.ok()) {
     for (const TensorEntry& entry : call->entries) {
       if (call->response.op != OpKind::kAllreduce || entry.handle == nullptr) continue;
-      for (const TensorType& tensor : tensors_of(entry.request)) {
-        statistics_.bytes_reduced.add(static_cast<std::int64_t>(bytes_of(tensor)));
-      }
+      for_each_tensor(entry.request, [&](DataType dtype, const Shape& shape) {
+        statistics_.bytes_reduced.add(static_cast<std::int64_t>(bytes_of(dtype, shape)));
+      });
     }
   } else {
     call->context->cancel(status);  // whatever the algorithm left in flight ends before the memory is given back

@@ -60,7 +60,7 @@ auto fusion_class(const Response& response, const FusionLimits& limits) {
 
 std::size_t entry_bytes(const Response& response, const ResponseEntry& entry) {
   std::size_t bytes = 0;
-  for (const TensorType& tensor : tensors_of(response, entry)) bytes += bytes_of(tensor);
+  for_each_tensor(response, entry, [&](DataType dtype, const Shape& shape) { bytes += bytes_of(dtype, shape); });
   return bytes;
 }
 
@@ -89,11 +89,10 @@ std::vector<Response> plan_fusion(std::vector<Response> agreed, const FusionLimi
   return calls;
 }
 
-std::vector<std::vector<std::size_t>> plan_group(const std::vector<TensorType>& tensors, const FusionLimits& limits) {
+std::vector<std::vector<std::size_t>> plan_group(const std::vector<GroupMember>& members, const FusionLimits& limits) {
   std::vector<Candidate<std::pair<DataType, bool>>> candidates;
-  for (const TensorType& tensor : tensors) {
-    const std::size_t bytes = bytes_of(tensor);
-    candidates.push_back({{tensor.dtype, bytes <= limits.small_limit_bytes},
+  for (const auto& [dtype, bytes] : members) {
+    candidates.push_back({{dtype, bytes <= limits.small_limit_bytes},
                           bytes,
                           limits.threshold_bytes > 0 && bytes <= limits.copy_limit_bytes});
   }

@@ -19,8 +19,14 @@ struct FusionLimits {
 /// calls come in the order of their first entry, entries in the agreed order.
 std::vector<Response> plan_fusion(std::vector<Response> agreed, const FusionLimits& limits);
 
+/// What counts of a tensor of a group.
+struct GroupMember {
+  DataType dtype = DataType::kUint8;
+  std::size_t bytes = 0;
+};
+
 /// Which tensors of a group, all of one call, go through one run of the algorithm: lists of their numbers.
-std::vector<std::vector<std::size_t>> plan_group(const std::vector<TensorType>& tensors, const FusionLimits& limits);
+std::vector<std::vector<std::size_t>> plan_group(const std::vector<GroupMember>& members, const FusionLimits& limits);
 
 /// Payload of one entry of an allreduce, per rank.
 std::size_t entry_bytes(const Response& response, const ResponseEntry& entry);

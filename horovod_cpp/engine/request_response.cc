@@ -184,20 +184,14 @@ Result<std::int64_t> element_count(const Shape& shape) {
   return empty ? 0 : count;
 }
 
-std::size_t bytes_of(const TensorType& tensor) {
-  const Result<std::int64_t> count = element_count(tensor.shape);
-  return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(tensor.dtype) : 0;
+std::size_t bytes_of(DataType dtype, const Shape& shape) {
+  const Result<std::int64_t> count = element_count(shape);
+  return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(dtype) : 0;
 }
 
 std::vector<TensorType> tensors_of(const Request& request) {
   std::vector<TensorType> tensors{{request.dtype, request.shape}};
   tensors.insert(tensors.end(), request.more.begin(), request.more.end());
-  return tensors;
-}
-
-std::vector<TensorType> tensors_of(const Response& response, const ResponseEntry& entry) {
-  std::vector<TensorType> tensors{{response.dtype, entry.shape}};
-  tensors.insert(tensors.end(), entry.more.begin(), entry.more.end());
   return tensors;
 }
 

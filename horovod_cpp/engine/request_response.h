@@ -109,10 +109,20 @@ std::string shape_text(const Shape& shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^59.
 Result<std::int64_t> element_count(const Shape& shape);
 /// Bytes of a tensor whose shape has been checked.
-std::size_t bytes_of(const TensorType& tensor);
-/// The tensors of a request or of an entry: one, or those of the group.
+std::size_t bytes_of(DataType dtype, const Shape& shape);
+/// Calls visit(dtype, shape) for the tensor of a request or of an entry, or for each of the group, without a copy.
+template <typename Visit>
+void for_each_tensor(const Request& request, Visit visit) {
+  visit(request.dtype, request.shape);
+  for (const TensorType& tensor : request.more) visit(tensor.dtype, tensor.shape);
+}
+template <typename Visit>
+void for_each_tensor(const Response& response, const ResponseEntry& entry, Visit visit) {
+  visit(response.dtype, entry.shape);
+  for (const TensorType& tensor : entry.more) visit(tensor.dtype, tensor.shape);
+}
+/// Copies of the tensors of a request.
 std::vector<TensorType> tensors_of(const Request& request);
-std::vector<TensorType> tensors_of(const Response& response, const ResponseEntry& entry);
 
 // ---- control messages -----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.operations import Waitable
+from horovod_cpp.torch.pending import Waitable
 
 Average = _core.AVERAGE
 Sum = _core.SUM

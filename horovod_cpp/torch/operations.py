@@ -7,19 +7,25 @@ dimensions is copied, and the result is copied back: ranks may lay out the same 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.dlpack import from_dlpack
 
 from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet, process_set_included, require_id
+from horovod_cpp.torch.pending import (
+    AnyPending,
+    GroupPlace,
+    Operation,
+    Pending,
+    PendingAlltoall,
+    PendingComplex,
+    PendingGroup,
+)
 
 call_sites.skip_folder(os.path.dirname(os.path.abspath(torch.__file__)))
 
@@ -44,141 +50,11 @@ _OPERATION_NAMES = {
 }
 
 
-class HasParts(Protocol):
-    """One or several operations in flight."""
-
-    def parts(self) -> tuple[Operation, ...]:
-        """The operations that make it up."""
-
-
-class Waitable(HasParts, Protocol):
-    """Something in flight that has a result in the end."""
-
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-
-    def wait(self) -> Any:
-        """Block until it is done and return its result."""
-
-
-class Operation:
-    """One operation of the library in flight."""
-
-    __slots__ = ("_handle",)
-
-    def __init__(self, handle: _core.Handle) -> None:
-        self._handle = handle
-
-    def parts(self) -> tuple[Operation, ...]:
-        """The operations that make it up."""
-        return (self,)
-
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._handle.poll()
-
-    def _finish(self) -> None:
-        try:
-            self._handle.wait()
-        except _core.Error as error:
-            raise exceptions.HorovodInternalError(str(error)) from None
-
-
-class Pending(Operation):
-    """An operation on one tensor. `wait` may be called once it is needed, from any thread, one at a time."""
-
-    __slots__ = ("_copy_to", "_output")
-
-    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
-        super().__init__(handle)
-        self._output = output  # None: the library makes the output
-        self._copy_to = copy_to
-
-    def wait(self) -> torch.Tensor:
-        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
-        self._finish()
-        if self._output is None:
-            return from_dlpack(self._handle.to_dlpack(0))
-        if self._copy_to is None:
-            return self._output
-        with torch.no_grad():
-            return self._copy_to.copy_(self._output)
-
-
-class PendingGroup(Operation):
-    """An operation on several tensors, done for all of them or for none."""
-
-    __slots__ = ("_places",)
-
-    def __init__(self, handle: _core.Handle, places: list[_Place]) -> None:
-        super().__init__(handle)
-        self._places = places
-
-    def wait(self) -> list[torch.Tensor]:
-        """Block until the operation is done and return its outputs. Raises HorovodInternalError if it failed."""
-        self._finish()
-        return [place.result(self._handle, index) for index, place in enumerate(self._places)]
-
-
-class PendingAlltoall(Operation):
-    """An alltoall in flight."""
-
-    __slots__ = ("_complex", "_with_splits")
-
-    def __init__(self, handle: _core.Handle, is_complex: bool, with_splits: bool) -> None:
-        super().__init__(handle)
-        self._complex = is_complex
-        self._with_splits = with_splits
-
-    def wait(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Block until it is done; the output, and with given splits the rows that came from each rank (int32)."""
-        self._finish()
-        output = from_dlpack(self._handle.to_dlpack(0))
-        if self._complex:
-            output = torch.view_as_complex(output)
-        return (output, self.received_splits()) if self._with_splits else output
-
-    def received_splits(self) -> torch.Tensor:
-        """After `wait`."""
-        return torch.tensor(self._handle.received_splits(), dtype=torch.int32)
-
-
-class PendingComplex:
-    """An operation on a complex tensor, which the library sees as pairs of real numbers."""
-
-    __slots__ = ("_pending", "_target")
-
-    def __init__(self, pending: Pending, target: torch.Tensor | None) -> None:
-        self._pending = pending
-        self._target = target  # None: not in place
-
-    def parts(self) -> tuple[Operation, ...]:
-        """The operations that make it up."""
-        return (self._pending,)
-
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._pending.done()
-
-    def wait(self) -> torch.Tensor:
-        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
-        pairs = self._pending.wait()
-        return torch.view_as_complex(pairs) if self._target is None else self._target
-
-
-AnyPending = Pending | PendingComplex
-
-
 def _pairs(tensor: torch.Tensor, in_place: bool) -> torch.Tensor:
     """A complex tensor as a real one, with a last dimension of 2; the same memory if `in_place`."""
     if in_place and tensor.is_conj():
         raise ValueError("a conjugated view cannot be the output; call resolve_conj() first")
     return torch.view_as_real(tensor.detach().resolve_conj())
-
-
-def wait_all(pending: Iterable[HasParts]) -> None:
-    """Block until all are done, be it well or with an error; then `wait` returns at once."""
-    _core.wait_all([part._handle for one in pending for part in one.parts()])
 
 
 def start_allreduce(
@@ -246,30 +122,6 @@ def start_broadcast(
     return Pending(handle, target, copy_to)
 
 
-@dataclasses.dataclass
-class _Place:
-    """Where one tensor of a group is read and written."""
-
-    dtype: int
-    source: torch.Tensor
-    target: torch.Tensor | None  # None: the library makes the output
-    copy_to: torch.Tensor | None
-    complex_output: torch.Tensor | bool  # True: the result is seen as complex; a tensor: it is that one
-
-    def member(self) -> tuple[int, torch.Size, int, int]:
-        target = self.source if self.target is None else self.target
-        return self.dtype, self.source.shape, self.source.data_ptr(), target.data_ptr()
-
-    def result(self, handle: _core.Handle, index: int) -> torch.Tensor:
-        output = from_dlpack(handle.to_dlpack(index)) if self.target is None else self.target
-        if self.copy_to is not None:
-            with torch.no_grad():
-                output = self.copy_to.copy_(output)
-        if isinstance(self.complex_output, torch.Tensor):
-            return self.complex_output
-        return torch.view_as_complex(output) if self.complex_output else output
-
-
 def start_group(
     op: int,
     tensors: Sequence[torch.Tensor],
@@ -304,17 +156,17 @@ def start_group(
     return PendingGroup(handle, places)
 
 
-def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> _Place:
+def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> GroupPlace:
     complex_output: torch.Tensor | bool = False
-    if tensor.is_complex() and tensor.dim() > (-1 if op == _core.ALLREDUCE else 0):
+    if tensor.is_complex() and (op == _core.ALLREDUCE or tensor.dim() > 0):
         _require_sum(reduce_op, name, op)
         complex_output = tensor if in_place else True
         tensor = _pairs(tensor, in_place)
     dtype = _require_supported(op, tensor, name)
     if op == _core.ALLREDUCE:
         source, target, copy_to = _place(tensor, in_place)
-        return _Place(dtype, source, target, copy_to, complex_output)
-    return _Place(dtype, _plain(tensor), None, None, complex_output)
+        return GroupPlace(dtype, source, target, copy_to, complex_output)
+    return GroupPlace(dtype, _plain(tensor), None, None, complex_output)
 
 
 def start_reducescatter(
@@ -379,20 +231,13 @@ def join(site: CallSite) -> int:
     """Block until all ranks have joined; the rank that did last."""
     with _as_refusal(0):
         handle = _core.enqueue_join(site[0], site[1])
-    try:
-        handle.wait()
-    except _core.Error as error:
-        raise exceptions.HorovodInternalError(str(error)) from None
+    Operation(handle).finish()
     return handle.last_joined_rank()
 
 
 def barrier(process_set: ProcessSet, site: CallSite) -> None:
     """Block until all ranks of the set are here."""
-    handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, None, process_set, site, caller_waits=True)
-    try:
-        handle.wait()
-    except _core.Error as error:
-        raise exceptions.HorovodInternalError(str(error)) from None
+    Operation(_enqueue(_core.BARRIER, _core.UINT8, None, None, None, process_set, site, caller_waits=True)).finish()
 
 
 def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
@@ -451,7 +296,7 @@ def _enqueue(
     postscale: float = 1.0,
 ) -> _core.Handle:
     process_set_id = require_id(process_set)
-    try:
+    try:  # as _as_refusal does, which costs about a microsecond more
         return _core.enqueue(
             op,
             dtype,

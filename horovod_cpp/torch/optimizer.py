@@ -20,6 +20,7 @@ from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
+from horovod_cpp.torch.pending import wait_all
 from horovod_cpp.torch.reduction import Reduction
 
 
@@ -174,7 +175,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
                 compressed, True, name, Adasum, 1.0, 1.0, reduction.process_set, reduction.site
             )
             started.append((parameter, start, pending, context))
-        operations.wait_all(pending for _, _, pending, _ in started)
+        wait_all(pending for _, _, pending, _ in started)
         for parameter, start, pending, context in started:
             parameter.copy_(start + reduction.compression.decompress(pending.wait(), context))
 

@@ -17,22 +17,25 @@ from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.compression import Compressor
-from horovod_cpp.torch.operations import AnyPending
+from horovod_cpp.torch.pending import AnyPending, Operation, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 
 
 class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
-    __slots__ = ("context", "group", "hook", "name", "parameter", "passes_left", "pending", "reduced", "sparse_dim")
+    __slots__ = (
+        "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "reduced", "sparse_dim",
+    )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
         self.parameter = parameter
         self.name = name
         self.passes_left = passes
         self.group: Group | None = None
+        self.place = 0  # in the group
         self.pending: AnyPending | PendingSparse | GroupPending | None = None
-        self.sparse_dim = 0  # of the last gradient that was sparse
+        self.sparse_dim = 0  # of the last gradient that was reduced as a sparse one
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.context: Any = None  # what the compressor wants back
         self.hook: torch.utils.hooks.RemovableHandle | None = None
@@ -57,11 +60,11 @@ class GroupPending:
 
     __slots__ = ("_outputs", "_pending")
 
-    def __init__(self, pending: operations.PendingGroup) -> None:
+    def __init__(self, pending: PendingGroup) -> None:
         self._pending = pending
         self._outputs: list[torch.Tensor] = []
 
-    def parts(self) -> tuple[operations.Operation, ...]:
+    def parts(self) -> tuple[Operation, ...]:
         return self._pending.parts()
 
     def output(self, index: int) -> torch.Tensor:
@@ -109,8 +112,8 @@ class Reduction:
         if not members:
             return
         made = Group(f"group.{number}.{members[0].name}", members)
-        for member in members:
-            member.group = made
+        for place, member in enumerate(members):
+            member.group, member.place = made, place
 
     def remove_hooks(self) -> None:
         for gradient in self.gradients.values():
@@ -137,8 +140,9 @@ class Reduction:
         parameter = gradient.parameter
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
-            sparse = gradient.sparse_dim > 0 and gradient.group is None
-            parameter.grad = _sparse_zeros(parameter, gradient.sparse_dim) if sparse else torch.zeros_like(parameter)
+            parameter.grad = (
+                _sparse_zeros(parameter, gradient.sparse_dim) if gradient.sparse_dim else torch.zeros_like(parameter)
+            )
         self.start(gradient, parameter.grad)
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
@@ -189,11 +193,7 @@ class Reduction:
             self.reset_one(gradient)
             return
         assert target is not None
-        if isinstance(pending, GroupPending):
-            assert gradient.group is not None
-            reduced = pending.output(gradient.group.members.index(gradient))
-        else:
-            reduced = pending.wait()
+        reduced = pending.output(gradient.place) if isinstance(pending, GroupPending) else pending.wait()
         output = self.compression.decompress(reduced, gradient.context)
         if output is not target:
             with torch.no_grad():
@@ -221,7 +221,7 @@ class Reduction:
             if gradient.pending is None and gradient.reduced is None:
                 self.start_missing(gradient)
         in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
-        operations.wait_all(pending for pending in in_flight.values() if pending is not None)
+        wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():
             self.finish(gradient)
 

@@ -10,7 +10,7 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Average, Sum
-from horovod_cpp.torch.operations import AnyPending, Operation
+from horovod_cpp.torch.pending import AnyPending, Operation
 
 
 class PendingSparse:

@@ -3,11 +3,6 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{
-    Attribute{"number of tensors", attributes::tensors}, Attribute{"data type", attributes::dtype},
-    Attribute{"number of dimensions", attributes::dimensions},
-    Attribute{"shape after the first dimension", attributes::trailing_shape}, Attribute{"memory", attributes::memory}};
-
 Status check(const Request& request, const Membership& /*membership*/) {
   HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
   if (attributes::has_scalar(request)) {
@@ -41,10 +36,11 @@ ResponseEntry entry(std::span<const Request* const> requests) {
 
 }  // namespace
 
-constinit const OpRule kAllgatherRule{OpKind::kAllgather,
-                                      /*fusible=*/false,
-                                      /*cacheable=*/true,
-                                      /*groupable=*/true,
-                                      /*runs_with_joined=*/false, check, kAttributes, repeats, entry, as_rank_sent_it};
+constinit const OpRule kAllgatherRule{
+    OpKind::kAllgather,
+    /*fusible=*/false,
+    /*cacheable=*/true,
+    /*groupable=*/true,
+    /*runs_with_joined=*/false, check, attributes::kRows, repeats, entry, as_rank_sent_it};
 
 }  // namespace hvd

@@ -3,10 +3,6 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{
-    Attribute{"data type", attributes::dtype}, Attribute{"number of dimensions", attributes::dimensions},
-    Attribute{"shape after the first dimension", attributes::trailing_shape}, Attribute{"memory", attributes::memory}};
-
 Status check(const Request& request, const Membership& membership) {
   HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
   if (request.shape.empty()) {
@@ -50,11 +46,11 @@ bool repeats(const Request& request, const Request& agreed, const ResponseEntry&
 
 }  // namespace
 
-constinit const OpRule kAlltoallRule{OpKind::kAlltoall,
-                                     /*fusible=*/false,
-                                     /*cacheable=*/true,
-                                     /*groupable=*/false,
-                                     /*runs_with_joined=*/false, check, kAttributes, repeats, attributes::entry_alike,
-                                     attributes::recall_alike};
+constinit const OpRule kAlltoallRule{
+    OpKind::kAlltoall,
+    /*fusible=*/false,
+    /*cacheable=*/true,
+    /*groupable=*/false,
+    /*runs_with_joined=*/false, check, attributes::kRows, repeats, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

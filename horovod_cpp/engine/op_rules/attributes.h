@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "horovod_cpp/engine/op_rules/op_rule.h"
 
@@ -11,18 +12,21 @@ namespace hvd::attributes {
 
 // Of a group: one text for each of its tensors.
 template <typename Text>
-std::string for_each_tensor(const Request& request, Text text) {
-  std::string all = text(TensorType{request.dtype, request.shape});
-  for (const TensorType& tensor : request.more) all += ", " + text(tensor);
+std::string text_of_each(const Request& request, Text text) {
+  std::string all;
+  for_each_tensor(request, [&](DataType dtype, const Shape& shape) {
+    if (!all.empty()) all += ", ";
+    all += text(dtype, shape);
+  });
   return all;
 }
 
 inline std::string tensors(const Request& request) { return fmt::format("{}", request.more.size() + 1); }
 inline std::string dtype(const Request& request) {
-  return for_each_tensor(request, [](const TensorType& tensor) { return std::string(name_of(tensor.dtype)); });
+  return text_of_each(request, [](DataType dtype, const Shape&) { return std::string(name_of(dtype)); });
 }
 inline std::string shape(const Request& request) {
-  return for_each_tensor(request, [](const TensorType& tensor) { return shape_text(tensor.shape); });
+  return text_of_each(request, [](DataType, const Shape& shape) { return shape_text(shape); });
 }
 inline std::string reduce_op(const Request& request) { return std::string(name_of(request.reduce_op)); }
 inline std::string prescale(const Request& request) { return fmt::format("{}", request.prescale); }
@@ -30,13 +34,27 @@ inline std::string postscale(const Request& request) { return fmt::format("{}", 
 inline std::string root_rank(const Request& request) { return fmt::format("{}", request.root_rank); }
 inline std::string memory(const Request& /*request*/) { return "host"; }
 inline std::string dimensions(const Request& request) {
-  return for_each_tensor(request, [](const TensorType& tensor) { return fmt::format("{}", tensor.shape.size()); });
+  return text_of_each(request, [](DataType, const Shape& shape) { return fmt::format("{}", shape.size()); });
 }
 inline std::string trailing_shape(const Request& request) {
-  return for_each_tensor(request, [](const TensorType& tensor) {
-    return tensor.shape.empty() ? std::string("[]") : shape_text(Shape(tensor.shape.begin() + 1, tensor.shape.end()));
+  return text_of_each(request, [](DataType, const Shape& shape) {
+    return shape.empty() ? std::string("[]") : shape_text(Shape(shape.begin() + 1, shape.end()));
   });
 }
+
+/// Of operations that reduce.
+inline constexpr std::array kReduction{Attribute{"number of tensors", tensors},
+                                       Attribute{"data type", dtype},
+                                       Attribute{"shape", shape},
+                                       Attribute{"reduction", reduce_op},
+                                       Attribute{"prescale factor", prescale},
+                                       Attribute{"postscale factor", postscale},
+                                       Attribute{"memory", memory}};
+/// Of operations to which ranks may bring different numbers of rows.
+inline constexpr std::array kRows{Attribute{"number of tensors", tensors}, Attribute{"data type", dtype},
+                                  Attribute{"number of dimensions", dimensions},
+                                  Attribute{"shape after the first dimension", trailing_shape},
+                                  Attribute{"memory", memory}};
 
 /// Everything but the names of memory and of the call site.
 inline bool same_agreement(const Request& a, const Request& b) {
@@ -54,14 +72,19 @@ inline ResponseEntry entry_alike(std::span<const Request* const> requests) {
 }
 inline Request recall_alike(const Request& agreed, const ResponseEntry& /*entry*/, int /*index*/) { return agreed; }
 
-inline Status check_tensors(const Request& request) {
-  for (const TensorType& tensor : tensors_of(request)) {
-    if (find_data_type(tensor.dtype) == nullptr) {
-      return Status::invalid_argument(fmt::format("data type number {} is not known", static_cast<int>(tensor.dtype)));
-    }
-    HVD_RETURN_IF_ERROR(element_count(tensor.shape).status());
+inline Status check_tensor(DataType type, const Shape& sizes) {
+  if (find_data_type(type) == nullptr) {
+    return Status::invalid_argument(fmt::format("data type number {} is not known", static_cast<int>(type)));
   }
-  return {};
+  return element_count(sizes).status();
+}
+
+inline Status check_tensors(const Request& request) {
+  Status checked;
+  for_each_tensor(request, [&](DataType dtype, const Shape& shape) {
+    if (checked.ok()) checked = check_tensor(dtype, shape);
+  });
+  return checked;
 }
 
 /// Whether one of the tensors has no first dimension.

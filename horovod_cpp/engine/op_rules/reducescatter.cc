@@ -3,14 +3,6 @@
 namespace hvd {
 namespace {
 
-constexpr std::array kAttributes{Attribute{"number of tensors", attributes::tensors},
-                                 Attribute{"data type", attributes::dtype},
-                                 Attribute{"shape", attributes::shape},
-                                 Attribute{"reduction", attributes::reduce_op},
-                                 Attribute{"prescale factor", attributes::prescale},
-                                 Attribute{"postscale factor", attributes::postscale},
-                                 Attribute{"memory", attributes::memory}};
-
 Status check(const Request& request, const Membership& /*membership*/) {
   HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
   if (attributes::has_scalar(request)) {
@@ -26,12 +18,12 @@ Status check(const Request& request, const Membership& /*membership*/) {
 
 }  // namespace
 
-constinit const OpRule kReducescatterRule{
-    OpKind::kReducescatter,
-    /*fusible=*/false,
-    /*cacheable=*/true,
-    /*groupable=*/true,
-    /*runs_with_joined=*/false, check, kAttributes, attributes::repeats_alike, attributes::entry_alike,
-    attributes::recall_alike};
+constinit const OpRule kReducescatterRule{OpKind::kReducescatter,
+                                          /*fusible=*/false,
+                                          /*cacheable=*/true,
+                                          /*groupable=*/true,
+                                          /*runs_with_joined=*/false, check,
+                                          attributes::kReduction,     attributes::repeats_alike,
+                                          attributes::entry_alike,    attributes::recall_alike};
 
 }  // namespace hvd

@@ -177,7 +177,8 @@ typedef struct hvd_operation {
 
 /* Join: this rank has no more data. Blocks in the wait until all ranks of the job have joined; meanwhile the rank takes
  * part in allreduces of the others with elements that change nothing, and in barriers. Averages still divide by the
- * size of the set. Every other operation of the others ends with an error that names the ranks that have joined. */
+ * size of the set. Every other operation of the others ends with an error that names the ranks that have joined. Until
+ * all have joined, a rank that has can enqueue nothing more: HVD_PRECONDITION. */
 
 typedef struct hvd_handle hvd_handle;
 

@@ -170,6 +170,27 @@ TEST_P(TransportConformance, AControlMessageWakesASleeper) {
   }
 }
 
+TEST_P(TransportConformance, BellsThatAreHeldAreRungInTheEnd) {
+  Ends ends(2);
+  connect(ends);
+  for (const bool by_arming : {false, true}) {
+    ASSERT_TRUE(ends.drive_until([&] { return !ends.step() && ends[0].transport->arm(); }));
+    const int wakes = ends[0].poller.wakes();
+    ends[1].transport->hold_bells();
+    ends[1].transport->post(0, pattern(8, 1));
+    if (by_arming) {
+      ends[1].transport->arm();
+    } else {
+      ends[1].transport->ring();
+    }
+    ASSERT_TRUE(is_rung(ends[0], wakes)) << (by_arming ? "by arm" : "by ring");
+    ends[0].transport->disarm();
+    ends[1].transport->disarm();
+    ASSERT_TRUE(ends.drive_until([&] { return !ends[0].control.empty(); }));
+    ends[0].control.clear();
+  }
+}
+
 TEST_P(TransportConformance, WhoArmsWhenSomethingHasArrivedIsToldNotToSleep) {
   Ends ends(2);
   connect(ends);

@@ -74,16 +74,6 @@ def test_a_group_is_one_call_and_one_agreement() -> None:
         assert messages <= (hvd.size() - 1 if hvd.rank() == 0 else 1)
 
 
-def test_small_groups_travel_together() -> None:
-    def bytes_sent(tensors: list[torch.Tensor]) -> int:
-        before = hvd.statistics()["data_bytes_sent"]
-        hvd.grouped_allreduce(tensors, op=hvd.Sum)
-        return hvd.statistics()["data_bytes_sent"] - before
-
-    # In one piece or in many: the bytes are those of the tensors.
-    assert bytes_sent([torch.ones(64)] * 1) * 8 == bytes_sent([torch.ones(64)] * 8)
-
-
 def test_all_or_none() -> None:
     if hvd.size() == 1:
         pytest.skip("one rank agrees with itself")

@@ -21,7 +21,6 @@ def has_more() -> bool:
 
 
 def test_all_get_the_same_last_rank() -> None:
-    # The last one to come is known when the others have come long before: a barrier in between is passed by all.
     for _ in range(3):
         last = hvd.join()
         assert 0 <= last < hvd.size()

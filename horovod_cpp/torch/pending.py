@@ -1,0 +1,173 @@
+"""Operations in flight: what they are waited for by, and what comes out.
+
+Any thread; one wait at a time for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from horovod_cpp import _core
+from horovod_cpp.common import exceptions
+
+
+class HasParts(Protocol):
+    """One or several operations in flight."""
+
+    def parts(self) -> tuple[Operation, ...]:
+        """The operations that make it up."""
+
+
+class Waitable(HasParts, Protocol):
+    """Something in flight that has a result in the end."""
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> Any:
+        """Block until it is done and return its result."""
+
+
+class Operation:
+    """One operation of the library in flight."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: _core.Handle) -> None:
+        self._handle = handle
+
+    def parts(self) -> tuple[Operation, ...]:
+        """The operations that make it up."""
+        return (self,)
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._handle.poll()
+
+    def finish(self) -> None:
+        """Block until it is done. Raises HorovodInternalError if it failed."""
+        try:
+            self._handle.wait()
+        except _core.Error as error:
+            raise exceptions.HorovodInternalError(str(error)) from None
+
+
+class Pending(Operation):
+    """An operation on one tensor. `wait` may be called once it is needed, from any thread, one at a time."""
+
+    __slots__ = ("_copy_to", "_output")
+
+    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
+        super().__init__(handle)
+        self._output = output  # None: the library makes the output
+        self._copy_to = copy_to
+
+    def wait(self) -> torch.Tensor:
+        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+        self.finish()
+        if self._output is None:
+            return from_dlpack(self._handle.to_dlpack(0))
+        if self._copy_to is None:
+            return self._output
+        with torch.no_grad():
+            return self._copy_to.copy_(self._output)
+
+
+@dataclasses.dataclass
+class GroupPlace:
+    """Where one tensor of a group is read and written."""
+
+    dtype: int
+    source: torch.Tensor
+    target: torch.Tensor | None  # None: the library makes the output
+    copy_to: torch.Tensor | None
+    complex_output: torch.Tensor | bool  # True: the result is seen as complex; a tensor: it is that one
+
+    def member(self) -> tuple[int, torch.Size, int, int]:
+        """Dtype, shape and the addresses of input and output, as the library takes them."""
+        target = self.source if self.target is None else self.target
+        return self.dtype, self.source.shape, self.source.data_ptr(), target.data_ptr()
+
+    def result(self, handle: _core.Handle, index: int) -> torch.Tensor:
+        """The output of tensor number `index` of an operation that is done."""
+        output = from_dlpack(handle.to_dlpack(index)) if self.target is None else self.target
+        if self.copy_to is not None:
+            with torch.no_grad():
+                output = self.copy_to.copy_(output)
+        if isinstance(self.complex_output, torch.Tensor):
+            return self.complex_output
+        return torch.view_as_complex(output) if self.complex_output else output
+
+
+class PendingGroup(Operation):
+    """An operation on several tensors, done for all of them or for none."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, handle: _core.Handle, places: list[GroupPlace]) -> None:
+        super().__init__(handle)
+        self._places = places
+
+    def wait(self) -> list[torch.Tensor]:
+        """Block until the operation is done and return its outputs. Raises HorovodInternalError if it failed."""
+        self.finish()
+        return [place.result(self._handle, index) for index, place in enumerate(self._places)]
+
+
+class PendingAlltoall(Operation):
+    """An alltoall in flight."""
+
+    __slots__ = ("_complex", "_with_splits")
+
+    def __init__(self, handle: _core.Handle, is_complex: bool, with_splits: bool) -> None:
+        super().__init__(handle)
+        self._complex = is_complex
+        self._with_splits = with_splits
+
+    def wait(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Block until it is done; the output, and with given splits the rows that came from each rank (int32)."""
+        self.finish()
+        output = from_dlpack(self._handle.to_dlpack(0))
+        if self._complex:
+            output = torch.view_as_complex(output)
+        return (output, self.received_splits()) if self._with_splits else output
+
+    def received_splits(self) -> torch.Tensor:
+        """After `wait`."""
+        return torch.tensor(self._handle.received_splits(), dtype=torch.int32)
+
+
+class PendingComplex:
+    """An operation on a complex tensor, which the library sees as pairs of real numbers."""
+
+    __slots__ = ("_pending", "_target")
+
+    def __init__(self, pending: Pending, target: torch.Tensor | None) -> None:
+        self._pending = pending
+        self._target = target  # None: not in place
+
+    def parts(self) -> tuple[Operation, ...]:
+        """The operations that make it up."""
+        return (self._pending,)
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._pending.done()
+
+    def wait(self) -> torch.Tensor:
+        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
+        pairs = self._pending.wait()
+        return torch.view_as_complex(pairs) if self._target is None else self._target
+
+
+AnyPending = Pending | PendingComplex
+
+
+def wait_all(pending: Iterable[HasParts]) -> None:
+    """Block until all are done, be it well or with an error; then `wait` returns at once."""
+    _core.wait_all([part._handle for one in pending for part in one.parts()])
