@@ -1,23 +1,26 @@
 # How the targets of this project are made: one static library per layer, modules opened at run time, and tests.
 
+# For C++ alone: nvcc takes none of these as they are, and compiles what the CUDA module says itself.
 add_library(hvd_build_flags INTERFACE)
-target_compile_options(hvd_build_flags INTERFACE
+function(hvd_cxx_flags)
+  target_compile_options(hvd_build_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${ARGN}>")
+endfunction()
+hvd_cxx_flags(
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -fvisibility=hidden
   # Quote-only, so that <torch/...> can only mean PyTorch.
   -iquote ${PROJECT_SOURCE_DIR})
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # g++ 12 warns of overlaps in std::string's operator+ that are not there (GCC bug 105651, mended in 13).
-  target_compile_options(hvd_build_flags INTERFACE -Wno-restrict)
+  hvd_cxx_flags(-Wno-restrict)
 endif()
 if(HVD_WERROR)
-  target_compile_options(hvd_build_flags INTERFACE -Werror)
+  hvd_cxx_flags(-Werror)
 endif()
 if(HVD_SANITIZE)
-  target_compile_options(hvd_build_flags INTERFACE
-    -fsanitize=${HVD_SANITIZE} -fno-omit-frame-pointer -g)
+  hvd_cxx_flags(-fsanitize=${HVD_SANITIZE} -fno-omit-frame-pointer -g)
   target_link_options(hvd_build_flags INTERFACE -fsanitize=${HVD_SANITIZE})
   if(HVD_SANITIZE STREQUAL "address")
-    target_compile_options(hvd_build_flags INTERFACE -fsanitize=undefined -fno-sanitize-recover=undefined)
+    hvd_cxx_flags(-fsanitize=undefined -fno-sanitize-recover=undefined)
     target_link_options(hvd_build_flags INTERFACE -fsanitize=undefined)
   endif()
 endif()

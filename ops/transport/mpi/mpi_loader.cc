@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "common/env_options.h"
+#include "common/module_search.h"
 
 namespace hvd {
 namespace {
@@ -18,24 +19,9 @@ namespace fs = std::filesystem;
 constexpr std::array kSonames{"libmpi.so.40", "libmpi.so.12"};  // Open MPI 4 and 5; MPICH and its kin
 constexpr const char* kModuleName = "libhvd_mpi.so";
 constexpr const char* kUserVariable = "HOROVOD_MPI_LIBRARY";
-constexpr const char* kModuleVariable = "HOROVOD_MODULE_PATH";
 
 // Open MPI opens plug-ins of its own that expect to find libmpi's symbols.
 constexpr int kLibraryFlags = RTLD_NOW | RTLD_GLOBAL;
-
-std::string dl_error() {
-  const char* text = dlerror();
-  return text != nullptr ? text : "no reason given";
-}
-
-// The folder of the shared library (or program) that this code is part of.
-fs::path own_folder() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&load_mpi), &info) == 0 || info.dli_fname == nullptr) return {};
-  std::error_code error;
-  const fs::path file = fs::canonical(info.dli_fname, error);
-  return error ? fs::path() : file.parent_path();
-}
 
 // <prefix>/lib of a Python environment that this library is installed in: .../lib/python3.x/site-packages/...
 std::optional<fs::path> environment_folder(const fs::path& folder) {
@@ -95,10 +81,7 @@ class LibrarySearch {
 
 // The first existing file; the error lists all.
 Result<std::string> find_module(const MpiSearch& search) {
-  std::error_code ignored;
-  for (const std::string& file : search.module_files) {
-    if (fs::exists(file, ignored)) return file;
-  }
+  if (const auto file = first_existing(search.module_files)) return *file;
   return Status::unavailable(fmt::format(
       "this build of horovod_cpp has no MPI module: looked for [{}]; install an MPI with its headers (`apt-get install "
       "libopenmpi-dev openmpi-bin`) and build again with HVD_WITH_MPI=ON, or name its folder in {}; without it, start "
@@ -148,15 +131,11 @@ MpiSearch default_mpi_search() {
   MpiSearch search;
   search.sonames.assign(kSonames.begin(), kSonames.end());
   search.chosen_by_user = environment(kUserVariable).value_or("");
-  const fs::path own = own_folder();
-  if (const auto folder = environment_folder(own)) search.folders.push_back(folder->string());
+  if (const auto folder = environment_folder(own_folder())) search.folders.push_back(folder->string());
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
     if (const auto prefix = environment(variable)) search.folders.push_back((fs::path(*prefix) / "lib").string());
   }
-  if (const auto folder = environment(kModuleVariable)) {
-    search.module_files.push_back((fs::path(*folder) / kModuleName).string());
-  }
-  if (!own.empty()) search.module_files.push_back((own / kModuleName).string());
+  search.module_files = module_places(kModuleName);
   return search;
 }
 

@@ -1,0 +1,115 @@
+#include "ops/device/device_memory.h"
+
+#include <algorithm>
+#include <bit>
+#include <optional>
+
+namespace hvd {
+namespace {
+
+constexpr std::size_t kSmallest = 512;
+
+// Up to one eighth more, so that sizes that are nearly alike share blocks.
+std::size_t size_class(std::size_t bytes) {
+  const std::size_t step = std::max(kSmallest, std::bit_floor(std::max<std::size_t>(bytes, 1)) / 8);
+  return std::max<std::size_t>(1, (bytes + step - 1) / step) * step;
+}
+
+}  // namespace
+
+DeviceMemory::~DeviceMemory() {
+  shelves_->idle.with([](Idle& idle) { idle.closed = true; });
+  give_to_device(*shelves_);
+}
+
+void DeviceMemory::leave_to_process() {
+  shelves_->idle.with([](Idle& idle) { idle.left = true; });
+}
+
+Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease(int device, std::size_t bytes, DeviceStream stream) {
+  const std::size_t size = size_class(bytes);
+  std::optional<DeviceBlock> found = shelves_->idle.with([&](Idle& idle) -> std::optional<DeviceBlock> {
+    const auto place = idle.blocks.find({device, size});
+    if (place == idle.blocks.end()) return std::nullopt;
+    DeviceBlock block = std::move(place->second);
+    idle.blocks.erase(place);
+    return block;
+  });
+  if (!found) return lease_fresh(device, bytes);
+  std::shared_ptr<DeviceBlock> block = hand_out(shelves_, std::move(*found));
+  if (block->last_use) HVD_RETURN_IF_ERROR(shelves_->runtime.wait(device, stream, block->last_use->event));
+  block->last_use = nullptr;
+  return block;
+}
+
+Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease_fresh(int device, std::size_t bytes) {
+  const std::size_t size = size_class(bytes);
+  Result<void*> memory = shelves_->runtime.allocate(device, size);
+  if (!memory) {  // what lies idle in other sizes may make room
+    give_to_device(*shelves_);
+    memory = shelves_->runtime.allocate(device, size);
+  }
+  if (!memory) return memory.status();
+  DeviceBlock block;
+  block.memory = static_cast<std::byte*>(*memory);
+  block.bytes = size;
+  block.device = device;
+  return hand_out(shelves_, std::move(block));
+}
+
+Result<std::shared_ptr<std::byte>> DeviceMemory::lease_pinned(std::size_t bytes) {
+  const std::size_t size = size_class(bytes);
+  std::byte* place = shelves_->idle.with([&](Idle& idle) -> std::byte* {
+    const auto found = idle.pinned.find(size);
+    if (found == idle.pinned.end()) return nullptr;
+    std::byte* const memory = found->second;
+    idle.pinned.erase(found);
+    return memory;
+  });
+  if (place == nullptr) {
+    Result<void*> memory = shelves_->runtime.allocate_pinned(size);
+    if (!memory) return memory.status();
+    place = static_cast<std::byte*>(*memory);
+  }
+  return std::shared_ptr<std::byte>(place, [shelves = shelves_, size](std::byte* done) {
+    const bool kept = shelves->idle.with([&](Idle& idle) {
+      if (!idle.closed) idle.pinned.emplace(size, done);
+      return !idle.closed || idle.left;
+    });
+    if (!kept) shelves->runtime.free_pinned(done);
+  });
+}
+
+std::shared_ptr<DeviceBlock> DeviceMemory::hand_out(const std::shared_ptr<Shelves>& shelves, DeviceBlock block) {
+  return {new DeviceBlock(std::move(block)), [shelves](DeviceBlock* done) {
+            take_back(*shelves, std::move(*done));
+            delete done;
+          }};
+}
+
+void DeviceMemory::take_back(Shelves& shelves, DeviceBlock block) {
+  bool reusable = true;
+  if (std::exchange(block.has_consumer, false)) {
+    // What the consumer has been given to do with it may not be done yet.
+    DeviceEvents own(shelves.runtime);  // no pool: this is rare beside the work on a block
+    Result<DeviceMarkRef> mark = own.mark(block.device, std::exchange(block.consumer, nullptr));
+    reusable = mark.ok();
+    if (mark) block.last_use = std::move(mark).value();
+  }
+  const bool kept = reusable && shelves.idle.with([&](Idle& idle) {
+    if (idle.closed) return idle.left;
+    idle.blocks.emplace(std::pair(block.device, block.bytes), block);
+    return true;
+  });
+  if (!kept) shelves.runtime.free(block.device, block.memory);  // waits for the device where that is necessary
+}
+
+void DeviceMemory::give_to_device(Shelves& shelves) {
+  const auto [blocks, pinned] = shelves.idle.with(
+      [](Idle& idle) { return std::pair(std::exchange(idle.blocks, {}), std::exchange(idle.pinned, {})); });
+  if (shelves.idle.with([](const Idle& idle) { return idle.left; })) return;
+  for (const auto& [key, block] : blocks) shelves.runtime.free(block.device, block.memory);
+  for (const auto& [size, memory] : pinned) shelves.runtime.free_pinned(memory);
+}
+
+}  // namespace hvd
