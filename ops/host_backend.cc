@@ -1,5 +1,7 @@
 #include "ops/host_backend.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -143,7 +145,7 @@ Task<Status> host_adasum(CollectiveContext& context, AllreduceCall call) {
 
 }  // namespace
 
-Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {
+Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std::span<std::byte> fusion) {
   if (call.reduce_op == ReduceOp::kAdasum) co_return co_await host_adasum(context, std::move(call));
   Result<Reducer> reducer = find_reducer(call.dtype, call.reduce_op);
   if (!reducer) co_return reducer.status();
@@ -157,8 +159,8 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call) {
   const bool some_missing = std::any_of(call.tensors.begin(), call.tensors.end(), has_no_input);
   ReduceBuffer buffer;
   if (fused) {
-    pack(call, layout, call.fusion.data());
-    buffer.input = buffer.output = call.fusion.data();
+    pack(call, layout, fusion.data());
+    buffer.input = buffer.output = fusion.data();
     buffer.bytes = fusion_bytes(call);
   } else {
     const AllreduceTensor& tensor = call.tensors.front();
@@ -258,5 +260,88 @@ Task<Status> host_broadcast(CollectiveContext& context, const std::byte* input, 
 }
 
 Task<Status> host_barrier(CollectiveContext& context) { co_return co_await barrier_algorithms().front().run(context); }
+
+// ---- as a backend ---------------------------------------------------------------------------------------------------
+
+namespace {
+
+Status no_memory(std::size_t bytes) { return Status::internal(fmt::format("no memory for {} bytes", bytes)); }
+
+}  // namespace
+
+Task<Status> HostBackend::begin(CollectiveContext& /*context*/) { co_return Status(); }
+
+Result<MadeMemory> HostBackend::make_output(std::size_t bytes) {
+  MadeMemory made{allocate_host(bytes), nullptr};
+  if (!made.memory) return no_memory(bytes);
+  return made;
+}
+
+Task<Status> HostBackend::allreduce(CollectiveContext& context, AllreduceCall call) {
+  if (call.tensors.size() == 1 && call.tensors.front().output == nullptr) {
+    const std::size_t unwanted = call.tensors.front().count * size_of(call.dtype);
+    call.tensors.front().output = context.lease(unwanted);
+    if (call.tensors.front().output == nullptr) co_return no_memory(unwanted);
+  }
+  std::span<std::byte> fusion;
+  if (const std::size_t bytes = fusion_bytes(call); bytes > 0) {
+    fusion = {context.lease(bytes), bytes};
+    if (fusion.data() == nullptr) co_return no_memory(bytes);
+  }
+  co_return co_await host_allreduce(context, std::move(call), fusion);
+}
+
+// A small group goes round in one run: each rank's block holds its rows of all tensors, one behind the other.
+Task<Status> HostBackend::allgather(CollectiveContext& context, AllgatherCall call) {
+  const auto ranks = static_cast<std::size_t>(context.size());
+  const auto own = static_cast<std::size_t>(context.rank());
+  std::vector<std::size_t> blocks(ranks);  // of all tensors, by rank
+  for (const AllgatherTensor& tensor : call.tensors) {
+    for (std::size_t rank = 0; rank < ranks; ++rank) blocks[rank] += tensor.bytes_by_rank[rank];
+  }
+  const std::size_t total = std::accumulate(blocks.begin(), blocks.end(), std::size_t{0});
+  if (call.tensors.size() == 1 || total > call.copy_limit_bytes) {
+    for (AllgatherTensor& tensor : call.tensors) {
+      HVD_CO_RETURN_IF_ERROR(
+          co_await host_allgather(context, tensor.input, tensor.output, std::move(tensor.bytes_by_rank)));
+    }
+    co_return Status();
+  }
+  std::byte* const packed = context.lease(blocks[own]);
+  std::byte* const gathered = context.lease(total);
+  if (packed == nullptr || gathered == nullptr) co_return no_memory(total);
+  std::byte* place = packed;
+  for (const AllgatherTensor& tensor : call.tensors) {
+    if (tensor.bytes_by_rank[own] > 0) std::memcpy(place, tensor.input, tensor.bytes_by_rank[own]);
+    place += tensor.bytes_by_rank[own];
+  }
+  HVD_CO_RETURN_IF_ERROR(co_await host_allgather(context, packed, gathered, blocks));
+  const std::byte* from = gathered;
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    for (AllgatherTensor& tensor : call.tensors) {
+      const std::size_t bytes = tensor.bytes_by_rank[rank];
+      if (bytes > 0) std::memcpy(tensor.output, from, bytes);
+      tensor.output += bytes;
+      from += bytes;
+    }
+  }
+  co_return Status();
+}
+
+Task<Status> HostBackend::broadcast(CollectiveContext& context, BroadcastCall call) {
+  co_return co_await host_broadcast(context, call.input, call.output, call.bytes, call.root);
+}
+
+Task<Status> HostBackend::reducescatter(CollectiveContext& context, ReducescatterCall call) {
+  co_return co_await host_reducescatter(context, std::move(call));
+}
+
+Task<Status> HostBackend::alltoall(CollectiveContext& context, AlltoallCall call) {
+  co_return co_await host_alltoall(context, call.input, call.output, std::move(call.bytes_to),
+                                   std::move(call.bytes_from));
+}
+
+// Transports hold what they need themselves.
+DeviceMarkRef HostBackend::end(const Status& /*status*/, std::shared_ptr<void> /*held*/) { return nullptr; }
 
 }  // namespace hvd

@@ -44,6 +44,7 @@ TestRank::TestRank(InprocNetwork& network, int rank, Settings settings) {
   runtime_settings.process_sets = std::move(settings.process_sets);
   runtime_settings.options = settings.options;
   runtime_settings.fault = settings.fault;
+  runtime_settings.devices = settings.devices;
   runtime_ = std::make_unique<Runtime>(std::move(fabric), clock_, std::move(runtime_settings));
   loop_ = std::make_unique<BackgroundLoop>(*runtime_, *poller_);
 }

@@ -19,6 +19,7 @@ class TestRank {
     Options options;
     std::vector<std::vector<int>> process_sets;
     FaultHook* fault = nullptr;
+    DeviceSource* devices = nullptr;
   };
 
   TestRank(InprocNetwork& network, int rank, Settings settings);

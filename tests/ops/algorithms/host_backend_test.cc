@@ -45,9 +45,6 @@ struct Tensors {
     for (std::size_t t = 0; t < counts.size(); ++t) {
       made.tensors.push_back({same ? outputs[i][t].data() : inputs[i][t].data(), outputs[i][t].data(), counts[t]});
     }
-    if (fusion.size() <= i) fusion.resize(i + 1);
-    fusion[i].resize(fusion_bytes(made));
-    made.fusion = fusion[i];
     return made;
   }
   double operand(int rank, std::size_t tensor, std::size_t index) const {
@@ -64,15 +61,19 @@ struct Tensors {
   std::vector<std::vector<GuardedBytes>> inputs;
   std::vector<std::vector<GuardedBytes>> given;
   std::vector<std::vector<GuardedBytes>> outputs;
-  std::vector<std::vector<std::byte>> fusion;
 };
+
+HostBackend& host_backend() {
+  static HostBackend backend;
+  return backend;
+}
 
 void run(SteppedRanks& ranks, Tensors& tensors, ReduceOp op, double prescale = 1.0, double postscale = 1.0) {
   const std::vector<Status> ends = ranks.run([&](CollectiveContext& context, int rank) {
     AllreduceCall call = tensors.call(rank, op);
     call.prescale = prescale;
     call.postscale = postscale;
-    return host_allreduce(context, std::move(call));
+    return host_backend().allreduce(context, std::move(call));
   });
   for (const Status& end : ends) ASSERT_TRUE(end.ok()) << end.text();
   for (std::size_t rank = 0; rank < tensors.outputs.size(); ++rank) {
@@ -188,7 +189,7 @@ TEST_F(HostAllreduce, RefusesAReductionThatHasNoFunctionOnEveryRank) {
   Tensors tensors(DataType::kInt32, 2, {4}, false);
   tensors.fill([] { return 1.0; });
   const std::vector<Status> ends = ranks.run([&](CollectiveContext& context, int rank) {
-    return host_allreduce(context, tensors.call(rank, ReduceOp::kAdasum));
+    return host_backend().allreduce(context, tensors.call(rank, ReduceOp::kAdasum));
   });
   for (const Status& end : ends) EXPECT_EQ(end.code(), StatusCode::kInvalidArgument);
 }

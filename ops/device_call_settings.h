@@ -1,0 +1,21 @@
+// Which call on device memory it is, and what its work waits for.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/loop/loop.h"
+#include "ops/device/device_events.h"
+
+namespace hvd {
+
+struct DeviceCallSettings {
+  std::uint16_t process_set = 0;
+  std::uint64_t call = 0;
+  Priority priority = 0;
+  int device = 0;
+  bool captured = false;             ///< becomes part of a graph
+  std::vector<DeviceMarkRef> ready;  ///< of the inputs, where their producers have recorded them
+};
+
+}  // namespace hvd

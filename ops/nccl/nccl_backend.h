@@ -1,0 +1,74 @@
+// NCCL for one rank: a communicator for each process set, made at its first call, watched while work is pending, and
+// aborted when a member is lost. What goes wrong once ends the set's calls on device memory for good; its calls on host
+// memory go on.
+// Runs under the Turn.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "ops/backend.h"
+#include "ops/device/device_engine.h"
+#include "ops/device_call_settings.h"
+#include "ops/nccl/nccl_api.h"
+#include "ops/nccl/nccl_reaper.h"
+
+namespace hvd {
+
+class NcclBackend {
+ public:
+  /// Tells that a call failed which had ended well for this rank's engine; the other ranks do not know of it.
+  using FailedLate = std::function<void(std::uint16_t process_set, std::uint64_t call, const Status& reason)>;
+
+  /// `api`: or why there is none; calls of one rank do not need it.
+  NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::Api*> api, Duration start_timeout,
+              FailedLate failed_late);
+  NcclBackend(const NcclBackend&) = delete;
+  NcclBackend& operator=(const NcclBackend&) = delete;
+  ~NcclBackend();
+
+  std::unique_ptr<Backend> begin_call(DeviceCallSettings settings);
+
+  /// The set's communicator ends, whatever it is doing, and each later call with `reason`.
+  void fail_set(std::uint16_t process_set, const Status& reason);
+  void fail_all(const Status& reason);
+  /// Another member says that a call failed. True when it had ended well here: then it is as above.
+  bool fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason);
+  /// The sets whose calls fail from now on, and why.
+  std::vector<std::pair<std::uint16_t, Status>> failed_sets() const;
+  /// The set is no more; its number may come again.
+  void forget_set(std::uint16_t process_set);
+
+ private:
+  friend class NcclCall;
+
+  struct Communicator {
+    nccl::Comm comm = nullptr;
+    int device = -1;
+    Status failed;
+    std::deque<std::pair<std::uint64_t, DeviceMarkRef>> pending;  // calls put in line and, as far as known, not done
+  };
+
+  Task<Status> connect(CollectiveContext& context, const DeviceCallSettings& settings);
+  Task<Status> agree_on_id(CollectiveContext& context, nccl::UniqueId& id);
+  /// Until NCCL has put everything in line that it was given.
+  Task<Status> settle(CollectiveContext& context, const DeviceCallSettings& settings, std::string_view what);
+  Status checked(nccl::Result result, nccl::Comm comm, std::string_view what) const;
+  void watch();
+  const nccl::Api& api() const { return *api_.value(); }
+
+  Loop& loop_;
+  DeviceEngine& devices_;
+  Result<const nccl::Api*> api_;
+  Duration start_timeout_;
+  FailedLate failed_late_;
+  std::unique_ptr<NcclReaper> reaper_;
+  std::map<std::uint16_t, Communicator> communicators_;
+};
+
+}  // namespace hvd

@@ -1,0 +1,451 @@
+#include "ops/nccl/nccl_call.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "common/loop/sleep.h"
+#include "ops/reduce/neutral.h"
+
+namespace hvd {
+namespace {
+
+// Tensors in a fusion buffer begin where 16-byte accesses can.
+constexpr std::size_t kAlignment = 16;
+
+constexpr Duration kNapWhileCrowded = std::chrono::microseconds(200);
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// How NCCL reduces elements of a type: some as another type, which gives the same.
+struct Reduction {
+  DataType as;  // what lies in memory while NCCL reduces
+  nccl::ElementType type;
+  nccl::RedOp op;
+};
+
+nccl::ElementType element_type(DataType dtype) {
+  switch (dtype) {
+    case DataType::kInt8:
+      return nccl::kInt8;
+    case DataType::kInt16:  // goes as int32
+    case DataType::kInt32:
+      return nccl::kInt32;
+    case DataType::kInt64:
+      return nccl::kInt64;
+    case DataType::kFloat16:
+      return nccl::kFloat16;
+    case DataType::kFloat32:
+      return nccl::kFloat32;
+    case DataType::kFloat64:
+      return nccl::kFloat64;
+    case DataType::kBfloat16:
+      return nccl::kBfloat16;
+    case DataType::kUint8:
+    case DataType::kBool:
+      break;
+  }
+  return nccl::kUint8;
+}
+
+Reduction reduction_of(DataType dtype, ReduceOp op) {
+  Reduction reduction{dtype, element_type(dtype), nccl::kSum};
+  switch (op) {
+    case ReduceOp::kMin:
+      reduction.op = nccl::kMin;
+      break;
+    case ReduceOp::kMax:
+      reduction.op = nccl::kMax;
+      break;
+    case ReduceOp::kProduct:
+      reduction.op = nccl::kProd;
+      break;
+    default:
+      break;
+  }
+  // The low 16 bits of sums and products of wider integers are those of the narrow ones.
+  if (dtype == DataType::kInt16) reduction.as = DataType::kInt32;
+  // "or" and "and" of bytes that are 0 or 1.
+  if (dtype == DataType::kBool) {
+    reduction.op = op == ReduceOp::kMin || op == ReduceOp::kProduct ? nccl::kMin : nccl::kMax;
+  }
+  return reduction;
+}
+
+std::uint64_t neutral_bits(DataType dtype, ReduceOp op) {
+  std::uint64_t bits = 0;
+  fill_neutral(&bits, dtype, 1, op);
+  return bits;
+}
+
+// What an int16 is filled with while it travels as an int32 is not the neutral element of int32: it has to come back.
+std::uint64_t fill_bits(DataType dtype, DataType as, ReduceOp op) {
+  if (dtype == as) return neutral_bits(dtype, op);
+  std::int16_t narrow = 0;
+  fill_neutral(&narrow, dtype, 1, op);
+  const std::int32_t wide = narrow;
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &wide, sizeof wide);
+  return bits;
+}
+
+}  // namespace
+
+// ---- begin and end --------------------------------------------------------------------------------------------------
+
+Task<Status> NcclCall::begin(CollectiveContext& context) {
+  co_await backend_.devices_.order().enter(settings_.priority);
+  in_turn_ = true;
+  while (context.cancelled().ok() && !settings_.captured && backend_.devices_.crowded()) {
+    co_await Sleep(backend_.loop_, kNapWhileCrowded, settings_.priority);
+    backend_.devices_.look();
+  }
+  if (!context.cancelled().ok()) co_return context.cancelled();
+  if (context.size() > 1) {
+    HVD_CO_RETURN_IF_ERROR(co_await backend_.connect(context, settings_));
+  }
+  Result<DeviceStream> stream = backend_.devices_.stream(settings_.device, settings_.captured);
+  if (!stream) co_return stream.status();
+  stream_ = *stream;
+  has_stream_ = true;
+  for (const DeviceMarkRef& mark : settings_.ready) {
+    HVD_CO_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, mark->event));
+  }
+  settings_.ready.clear();
+  co_return Status();
+}
+
+DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
+  DeviceMarkRef mark;
+  if (has_stream_) {
+    Result<DeviceMarkRef> made = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
+    if (made) {
+      mark = std::move(made).value();
+    } else {
+      backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
+    }
+  }
+  NcclBackend::Communicator& communicator = backend_.communicators_[settings_.process_set];
+  // A rank that has not given NCCL what the others have is out of step with them from here on.
+  if (!status.ok() && communicator.comm != nullptr) backend_.fail_set(settings_.process_set, status);
+  if (mark) {
+    if (status.ok() && communicator.comm != nullptr && !settings_.captured) {
+      communicator.pending.emplace_back(settings_.call, mark);
+    }
+    backend_.devices_.keep(mark, std::move(held));
+  }
+  if (std::exchange(in_turn_, false)) backend_.devices_.order().leave();
+  return mark;
+}
+
+// ---- memory and small work ------------------------------------------------------------------------------------------
+
+Result<std::shared_ptr<DeviceBlock>> NcclCall::lease(std::size_t bytes) {
+  DeviceMemory& memory = backend_.devices_.memory();
+  return settings_.captured ? memory.lease_fresh(settings_.device, bytes)
+                            : memory.lease(settings_.device, bytes, stream_);
+}
+
+Result<std::byte*> NcclCall::scratch(std::size_t bytes) {
+  Result<std::shared_ptr<DeviceBlock>> block = lease(bytes);
+  if (!block) return block.status();
+  std::byte* const place = block.value()->memory;
+  scratch_.push_back(std::move(block).value());
+  return place;
+}
+
+Result<MadeMemory> NcclCall::make_output(std::size_t bytes) {
+  Result<std::shared_ptr<DeviceBlock>> block = lease(bytes);
+  if (!block) return block.status();
+  std::shared_ptr<DeviceBlock> made = std::move(block).value();
+  return MadeMemory{std::shared_ptr<std::byte>(made, made->memory), made};
+}
+
+Status NcclCall::convert(const DeviceConversion& conversion, std::span<const DevicePiece> pieces) {
+  if (pieces.empty()) return {};
+  return runtime().convert(settings_.device, conversion, pieces, stream_);
+}
+
+Status NcclCall::copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+  if (to == from || bytes == 0) return {};
+  return runtime().copy(settings_.device, to, from, bytes, stream_);
+}
+
+Status NcclCall::scale(std::byte* data, DataType dtype, std::size_t count, int divisor, double factor) {
+  const std::array whole{DevicePiece{data, data, count}};
+  DeviceConversion conversion{dtype, dtype};
+  // One launch does "times factor, by divisor"; here the division comes first.
+  if (divisor != 1) {
+    conversion.divisor = divisor;
+    HVD_RETURN_IF_ERROR(convert(conversion, whole));
+    conversion.divisor = 1;
+  }
+  if (factor == 1.0) return {};
+  conversion.factor = factor;
+  return convert(conversion, whole);
+}
+
+template <typename Body>
+Status NcclCall::in_group(std::string_view what, Body body) {
+  HVD_RETURN_IF_ERROR(checked(api().group_start(), what));
+  const Status issued = body();
+  const Status ended = checked(api().group_end(), what);  // also when something in it failed
+  return issued.ok() ? ended : issued;
+}
+
+// ---- collectives ----------------------------------------------------------------------------------------------------
+
+Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype,
+                                    ReduceOp op) {
+  const Reduction reduction = reduction_of(dtype, op);
+  return checked(api().all_reduce(input, output, count, reduction.type, reduction.op, comm(), stream_), "allreduce");
+}
+
+Task<Status> NcclCall::allreduce(CollectiveContext& context, AllreduceCall call) {
+  const AllreduceTensor& first = call.tensors.front();
+  const bool as_it_is = reduction_of(call.dtype, call.reduce_op).as == call.dtype;
+  if (call.tensors.size() == 1 && first.input != nullptr && context.size() > 1 && as_it_is) {
+    co_return co_await allreduce_one(context, call);
+  }
+  if (context.size() == 1) co_return allreduce_alone(call);
+  co_return co_await allreduce_packed(context, call);
+}
+
+// One rank: nothing is reduced, what remains is done in one launch.
+Status NcclCall::allreduce_alone(const AllreduceCall& call) {
+  std::vector<DevicePiece> pieces;
+  std::vector<DevicePiece> results;
+  for (const AllreduceTensor& tensor : call.tensors) {
+    if (tensor.count == 0 || tensor.input == nullptr) continue;
+    results.push_back({tensor.output, tensor.output, tensor.count});
+    if (call.prescale != 1.0 || tensor.input != tensor.output) {
+      pieces.push_back({tensor.input, tensor.output, tensor.count});
+    }
+  }
+  DeviceConversion conversion{call.dtype, call.dtype};
+  conversion.factor = call.prescale;
+  HVD_RETURN_IF_ERROR(convert(conversion, pieces));
+  conversion.factor = call.postscale;
+  return call.postscale == 1.0 ? Status() : convert(conversion, results);
+}
+
+// Straight from the caller's memory into the caller's memory.
+Task<Status> NcclCall::allreduce_one(CollectiveContext& context, const AllreduceCall& call) {
+  const AllreduceTensor& tensor = call.tensors.front();
+  const std::byte* input = tensor.input;
+  if (tensor.count == 0) co_return Status();
+  if (call.prescale != 1.0) {
+    const std::array whole{DevicePiece{input, tensor.output, tensor.count}};
+    DeviceConversion conversion{call.dtype, call.dtype};
+    conversion.factor = call.prescale;
+    HVD_CO_RETURN_IF_ERROR(convert(conversion, whole));
+    input = tensor.output;
+  }
+  HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(input, tensor.output, tensor.count, call.dtype, call.reduce_op));
+  HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
+  const int divisor = call.reduce_op == ReduceOp::kAverage ? context.size() : 1;
+  co_return scale(tensor.output, call.dtype, tensor.count, divisor, call.postscale);
+}
+
+// Several tensors, or one that NCCL cannot take as it lies: through a fusion buffer.
+Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const AllreduceCall& call) {
+  const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
+  const std::size_t element = size_of(reduction.as);
+  std::size_t bytes = 0;
+  for (const AllreduceTensor& tensor : call.tensors) bytes += aligned(tensor.count * element);
+  if (bytes == 0) co_return Status();
+  Result<std::byte*> buffer = scratch(bytes);
+  if (!buffer) co_return buffer.status();
+
+  std::vector<DevicePiece> in;
+  std::vector<DevicePiece> out;
+  std::byte* place = *buffer;
+  for (const AllreduceTensor& tensor : call.tensors) {
+    if (tensor.count > 0) in.push_back({tensor.input, place, tensor.count});
+    if (tensor.count > 0 && tensor.output != nullptr) out.push_back({place, tensor.output, tensor.count});
+    place += aligned(tensor.count * element);
+  }
+  // One launch packs and scales, and one unpacks and divides; what a launch cannot do as well has one of its own.
+  const bool changes_type = reduction.as != call.dtype;
+  DeviceConversion packing{call.dtype, reduction.as};
+  packing.fill = fill_bits(call.dtype, reduction.as, call.reduce_op);
+  if (!changes_type) packing.factor = call.prescale;
+  HVD_CO_RETURN_IF_ERROR(convert(packing, in));
+  if (changes_type && call.prescale != 1.0) {
+    DeviceConversion scaling{reduction.as, reduction.as};
+    scaling.factor = call.prescale;
+    std::vector<DevicePiece> brought;
+    for (const DevicePiece& piece : in) {
+      if (piece.from != nullptr) brought.push_back({piece.to, piece.to, piece.count});
+    }
+    HVD_CO_RETURN_IF_ERROR(convert(scaling, brought));
+  }
+  HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(*buffer, *buffer, bytes / element, call.dtype, call.reduce_op));
+  HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
+  std::vector<DevicePiece> results;
+  for (const DevicePiece& piece : out) results.push_back({piece.to, piece.to, piece.count});
+  DeviceConversion unpacking{reduction.as, call.dtype};
+  DeviceConversion dividing{call.dtype, call.dtype};
+  DeviceConversion scaling{call.dtype, call.dtype};
+  if (call.reduce_op == ReduceOp::kAverage) (changes_type ? dividing : unpacking).divisor = context.size();
+  const bool divides_at_once = unpacking.divisor != 1;
+  (changes_type || divides_at_once ? scaling : unpacking).factor = call.postscale;
+  HVD_CO_RETURN_IF_ERROR(convert(unpacking, out));
+  if (dividing.divisor != 1) {
+    HVD_CO_RETURN_IF_ERROR(convert(dividing, results));
+  }
+  co_return scaling.factor == 1.0 ? Status() : convert(scaling, results);
+}
+
+Task<Status> NcclCall::allgather(CollectiveContext& context, AllgatherCall call) {
+  if (context.size() == 1) {
+    for (const AllgatherTensor& tensor : call.tensors) {
+      HVD_CO_RETURN_IF_ERROR(copy(tensor.output, tensor.input, tensor.bytes_by_rank.front()));
+    }
+    co_return Status();
+  }
+  const Status issued = in_group("allgather", [&]() -> Status {
+    for (const AllgatherTensor& tensor : call.tensors) {
+      const std::vector<std::size_t>& blocks = tensor.bytes_by_rank;
+      const bool even = std::adjacent_find(blocks.begin(), blocks.end(), std::not_equal_to<>()) == blocks.end();
+      if (even) {
+        if (blocks.front() == 0) continue;
+        HVD_RETURN_IF_ERROR(checked(
+            api().all_gather(tensor.input, tensor.output, blocks.front(), nccl::kUint8, comm(), stream_), "allgather"));
+        continue;
+      }
+      std::byte* place = tensor.output;
+      for (int rank = 0; rank < context.size(); ++rank) {
+        const std::size_t bytes = blocks[static_cast<std::size_t>(rank)];
+        if (bytes > 0) {
+          const void* from = rank == context.rank() ? static_cast<const void*>(tensor.input) : place;
+          HVD_RETURN_IF_ERROR(
+              checked(api().broadcast(from, place, bytes, nccl::kUint8, rank, comm(), stream_), "allgather"));
+        }
+        place += bytes;
+      }
+    }
+    return {};
+  });
+  if (!issued.ok()) co_return issued;
+  co_return co_await settle(context, "allgather");
+}
+
+Task<Status> NcclCall::broadcast(CollectiveContext& context, BroadcastCall call) {
+  if (call.bytes == 0) co_return Status();
+  if (context.size() == 1) co_return copy(call.output, call.input, call.bytes);
+  HVD_CO_RETURN_IF_ERROR(checked(
+      api().broadcast(call.input, call.output, call.bytes, nccl::kUint8, call.root, comm(), stream_), "broadcast"));
+  co_return co_await settle(context, "broadcast");
+}
+
+Task<Status> NcclCall::reducescatter(CollectiveContext& context, ReducescatterCall call) {
+  const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
+  const bool widens = reduction.as != call.dtype && context.size() > 1;
+  const std::size_t from_bytes = size_of(call.dtype);
+  const std::size_t as_bytes = size_of(widens ? reduction.as : call.dtype);
+  const DataType as = widens ? reduction.as : call.dtype;
+  struct Place {
+    const std::byte* input;
+    std::byte* output;
+    std::size_t own;  // elements of this rank's rows
+  };
+  std::vector<Place> places;
+  for (const ReducescatterTensor& tensor : call.tensors) {
+    Place place{tensor.input, tensor.output,
+                scattered_rows(tensor.rows, context.size(), context.rank()) * tensor.row_elements};
+    const std::size_t count = tensor.rows * tensor.row_elements;
+    if (count > 0 && (widens || call.prescale != 1.0)) {  // the input is not to be changed
+      Result<std::byte*> copied = scratch(count * as_bytes);
+      if (!copied) co_return copied.status();
+      const std::array whole{DevicePiece{tensor.input, *copied, count}};
+      DeviceConversion conversion{call.dtype, as};
+      if (!widens) conversion.factor = call.prescale;
+      HVD_CO_RETURN_IF_ERROR(convert(conversion, whole));
+      if (widens) HVD_CO_RETURN_IF_ERROR(scale(*copied, as, count, /*divisor=*/1, call.prescale));
+      place.input = *copied;
+    }
+    if (place.own > 0 && widens) {
+      Result<std::byte*> wide = scratch(place.own * as_bytes);
+      if (!wide) co_return wide.status();
+      place.output = *wide;
+    }
+    places.push_back(place);
+  }
+  if (context.size() == 1) {
+    for (const Place& place : places) {
+      HVD_CO_RETURN_IF_ERROR(copy(place.output, place.input, place.own * from_bytes));
+    }
+  } else {
+    const Status issued = in_group("reducescatter", [&]() -> Status {
+      for (std::size_t i = 0; i < places.size(); ++i) {
+        const ReducescatterTensor& tensor = call.tensors[i];
+        if (tensor.rows * tensor.row_elements == 0) continue;
+        if (tensor.rows % static_cast<std::size_t>(context.size()) == 0) {
+          HVD_RETURN_IF_ERROR(checked(api().reduce_scatter(places[i].input, places[i].output, places[i].own,
+                                                           reduction.type, reduction.op, comm(), stream_),
+                                      "reducescatter"));
+          continue;
+        }
+        const std::byte* from = places[i].input;
+        for (int rank = 0; rank < context.size(); ++rank) {
+          const std::size_t count = scattered_rows(tensor.rows, context.size(), rank) * tensor.row_elements;
+          if (count > 0) {
+            HVD_RETURN_IF_ERROR(checked(
+                api().reduce(from, places[i].output, count, reduction.type, reduction.op, rank, comm(), stream_),
+                "reducescatter"));
+          }
+          from += count * as_bytes;
+        }
+      }
+      return {};
+    });
+    if (!issued.ok()) co_return issued;
+    HVD_CO_RETURN_IF_ERROR(co_await settle(context, "reducescatter"));
+  }
+  const int divisor = call.reduce_op == ReduceOp::kAverage ? context.size() : 1;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    if (places[i].own == 0) continue;
+    if (widens) {
+      const std::array narrow{DevicePiece{places[i].output, call.tensors[i].output, places[i].own}};
+      HVD_CO_RETURN_IF_ERROR(convert({as, call.dtype}, narrow));
+    }
+    HVD_CO_RETURN_IF_ERROR(scale(call.tensors[i].output, call.dtype, places[i].own, divisor, call.postscale));
+  }
+  co_return Status();
+}
+
+Task<Status> NcclCall::alltoall(CollectiveContext& context, AlltoallCall call) {
+  const auto own = static_cast<std::size_t>(context.rank());
+  const auto begin_of = [](const std::vector<std::size_t>& bytes, std::size_t rank) {
+    return std::accumulate(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(rank), std::size_t{0});
+  };
+  HVD_CO_RETURN_IF_ERROR(copy(call.output + begin_of(call.bytes_from, own), call.input + begin_of(call.bytes_to, own),
+                              call.bytes_to[own]));
+  if (context.size() == 1) co_return Status();
+  const Status issued = in_group("alltoall", [&]() -> Status {
+    const std::byte* from = call.input;
+    std::byte* to = call.output;
+    for (int rank = 0; rank < context.size(); ++rank) {
+      const std::size_t sent = call.bytes_to[static_cast<std::size_t>(rank)];
+      const std::size_t received = call.bytes_from[static_cast<std::size_t>(rank)];
+      if (rank != context.rank() && sent > 0) {
+        HVD_RETURN_IF_ERROR(checked(api().send(from, sent, nccl::kUint8, rank, comm(), stream_), "alltoall"));
+      }
+      if (rank != context.rank() && received > 0) {
+        HVD_RETURN_IF_ERROR(checked(api().receive(to, received, nccl::kUint8, rank, comm(), stream_), "alltoall"));
+      }
+      from += sent;
+      to += received;
+    }
+    return {};
+  });
+  if (!issued.ok()) co_return issued;
+  co_return co_await settle(context, "alltoall");
+}
+
+}  // namespace hvd

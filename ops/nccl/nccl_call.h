@@ -1,0 +1,58 @@
+// One call over NCCL: puts packing, the collective and unpacking in line on the engine's stream. It never waits for the
+// device. Runs under the Turn.
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "ops/nccl/nccl_backend.h"
+
+namespace hvd {
+
+class NcclCall final : public Backend {
+ public:
+  NcclCall(NcclBackend& backend, DeviceCallSettings settings) : backend_(backend), settings_(std::move(settings)) {}
+  NcclCall(const NcclCall&) = delete;
+  NcclCall& operator=(const NcclCall&) = delete;
+
+  Task<Status> begin(CollectiveContext& context) override;
+  Result<MadeMemory> make_output(std::size_t bytes) override;
+  Task<Status> allreduce(CollectiveContext& context, AllreduceCall call) override;
+  Task<Status> allgather(CollectiveContext& context, AllgatherCall call) override;
+  Task<Status> broadcast(CollectiveContext& context, BroadcastCall call) override;
+  Task<Status> reducescatter(CollectiveContext& context, ReducescatterCall call) override;
+  Task<Status> alltoall(CollectiveContext& context, AlltoallCall call) override;
+  DeviceMarkRef end(const Status& status, std::shared_ptr<void> held) override;
+
+ private:
+  DeviceRuntime& runtime() { return backend_.devices_.runtime(); }
+  const nccl::Api& api() const { return backend_.api(); }
+  nccl::Comm comm() { return backend_.communicators_[settings_.process_set].comm; }
+  Result<std::shared_ptr<DeviceBlock>> lease(std::size_t bytes);
+  Result<std::byte*> scratch(std::size_t bytes);
+  Status convert(const DeviceConversion& conversion, std::span<const DevicePiece> pieces);
+  Status copy(std::byte* to, const std::byte* from, std::size_t bytes);
+  /// data / divisor * factor, in place.
+  Status scale(std::byte* data, DataType dtype, std::size_t count, int divisor, double factor);
+  Status checked(nccl::Result result, std::string_view what) { return backend_.checked(result, comm(), what); }
+  /// Gives NCCL what `body` issues as one group.
+  template <typename Body>
+  Status in_group(std::string_view what, Body body);
+  Task<Status> settle(CollectiveContext& context, std::string_view what) {
+    return backend_.settle(context, settings_, what);
+  }
+  Status all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype, ReduceOp op);
+  Status allreduce_alone(const AllreduceCall& call);
+  Task<Status> allreduce_one(CollectiveContext& context, const AllreduceCall& call);
+  Task<Status> allreduce_packed(CollectiveContext& context, const AllreduceCall& call);
+
+  NcclBackend& backend_;
+  DeviceCallSettings settings_;
+  DeviceStream stream_ = nullptr;
+  bool in_turn_ = false;     // nobody else may put work in line
+  bool has_stream_ = false;  // from here on there may be work of this call in line
+  std::vector<std::shared_ptr<DeviceBlock>> scratch_;
+};
+
+}  // namespace hvd
