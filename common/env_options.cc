@@ -145,6 +145,14 @@ constexpr std::array kRows{
           return Status();
         },
         [](const Options& o) { return o.transport; }},
+    Row{{"HOROVOD_GPU_OPERATIONS", "what carries tensors in GPU memory: nccl, or host (copied through host memory)",
+         true},
+        [](Options& o, std::string_view t) {
+          if (t != "nccl" && t != "host") return Status::invalid_argument("one of nccl, host");
+          o.gpu_operations = t;
+          return Status();
+        },
+        [](const Options& o) { return o.gpu_operations; }},
     Row{{"HOROVOD_FAULT", "faults to inject, for tests: action@point#n[:rank=r],...", false},
         [](Options& o, std::string_view t) {
           o.fault = t;

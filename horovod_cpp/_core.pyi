@@ -72,6 +72,9 @@ class Handle:
     def poll(self) -> bool:
         """True when done, be it well or with an error."""
 
+    def stream_wait(self, stream: int, /) -> None:
+        """After `wait`: let a CUDA stream wait for the results. Does not block; nothing for host memory."""
+
     def to_dlpack(self, index: int, /) -> object:
         """An output that the library made, once it is done; each once."""
 
@@ -117,6 +120,8 @@ def enqueue(
     call_site_file: str | None,
     call_site_line: int,
     caller_waits: bool,
+    device: int,
+    stream: int,
     keep_alive: object,
     /,
 ) -> Handle:
@@ -133,6 +138,8 @@ def enqueue_group(
     call_site_file: str | None,
     call_site_line: int,
     caller_waits: bool,
+    device: int,
+    stream: int,
     keep_alive: object,
     /,
 ) -> Handle:
@@ -148,6 +155,8 @@ def enqueue_alltoall(
     call_site_file: str | None,
     call_site_line: int,
     caller_waits: bool,
+    device: int,
+    stream: int,
     keep_alive: object,
     /,
 ) -> Handle:
@@ -158,6 +167,9 @@ def enqueue_join(call_site_file: str | None, call_site_line: int, /) -> Handle:
 
 def wait_all(handles: Sequence[Handle], /) -> None:
     """Block until all handles are done, be it well or with an error. Ctrl-C ends the wait, not the operations."""
+
+def streams_wait(handles: Sequence[Handle], stream: int, /) -> None:
+    """After `wait_all`: let a CUDA stream wait for the results of all handles. Does not block."""
 
 def statistics() -> dict[str, int]:
     """What happened so far on this rank; see ``hvd_statistics`` in c_api.h."""

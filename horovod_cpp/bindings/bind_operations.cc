@@ -55,26 +55,32 @@ Handle hand_over(hvd_operation& operation, py::object keep_alive, std::vector<in
   return {handle, std::move(dtypes)};
 }
 
-hvd_tensor tensor(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t data) {
-  return {reinterpret_cast<void*>(data),
-          shape.data(),
-          static_cast<std::int32_t>(shape.size()),
-          dtype,
-          HVD_HOST,
-          /*device=*/0};
+// Where tensors lie, as Python says it: a device below 0 is the host.
+struct Place {
+  int device;
+  std::uintptr_t stream;
+};
+
+hvd_tensor tensor(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t data, const Place& place) {
+  const bool on_device = place.device >= 0;
+  return {reinterpret_cast<void*>(data),           shape.data(),
+          static_cast<std::int32_t>(shape.size()), dtype,
+          on_device ? HVD_CUDA : HVD_HOST,         on_device ? place.device : 0};
 }
 
 Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t input, std::uintptr_t output,
                const std::optional<std::string>& name, int process_set, int reduce_op, int root_rank, double prescale,
                double postscale, const std::optional<std::string>& call_site_file, int call_site_line,
-               bool caller_waits, py::object keep_alive) {
+               bool caller_waits, int device, std::uintptr_t stream, py::object keep_alive) {
   hvd_operation operation = begin(op, {name, process_set, call_site_file, call_site_line, caller_waits});
+  const Place place{device, stream};
+  operation.stream = reinterpret_cast<void*>(stream);
   operation.reduce_op = reduce_op;
   operation.root_rank = root_rank;
   operation.prescale = prescale;
   operation.postscale = postscale;
-  operation.input = tensor(dtype, shape, input);
-  operation.output = tensor(dtype, shape, output);
+  operation.input = tensor(dtype, shape, input, place);
+  operation.output = tensor(dtype, shape, output, place);
   return hand_over(operation, std::move(keep_alive), {dtype});
 }
 
@@ -83,14 +89,16 @@ using Member = std::tuple<int, std::vector<std::int64_t>, std::uintptr_t, std::u
 Handle enqueue_group(int op, const std::vector<Member>& members, const std::optional<std::string>& name,
                      int process_set, int reduce_op, double prescale, double postscale,
                      const std::optional<std::string>& call_site_file, int call_site_line, bool caller_waits,
-                     py::object keep_alive) {
+                     int device, std::uintptr_t stream, py::object keep_alive) {
   hvd_operation operation = begin(op, {name, process_set, call_site_file, call_site_line, caller_waits});
+  const Place place{device, stream};
+  operation.stream = reinterpret_cast<void*>(stream);
   std::vector<hvd_tensor> inputs;
   std::vector<hvd_tensor> outputs;
   std::vector<int> dtypes;
   for (const auto& [dtype, shape, input, output] : members) {
-    inputs.push_back(tensor(dtype, shape, input));
-    outputs.push_back(tensor(dtype, shape, output));
+    inputs.push_back(tensor(dtype, shape, input, place));
+    outputs.push_back(tensor(dtype, shape, output, place));
     dtypes.push_back(dtype);
   }
   operation.reduce_op = reduce_op;
@@ -105,10 +113,11 @@ Handle enqueue_group(int op, const std::vector<Member>& members, const std::opti
 Handle enqueue_alltoall(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t input,
                         const std::optional<std::vector<std::int64_t>>& splits, const std::optional<std::string>& name,
                         int process_set, const std::optional<std::string>& call_site_file, int call_site_line,
-                        bool caller_waits, py::object keep_alive) {
+                        bool caller_waits, int device, std::uintptr_t stream, py::object keep_alive) {
   static constexpr std::int64_t kNone = 0;
   hvd_operation operation = begin(HVD_ALLTOALL, {name, process_set, call_site_file, call_site_line, caller_waits});
-  operation.input = tensor(dtype, shape, input);
+  operation.input = tensor(dtype, shape, input, {device, stream});
+  operation.stream = reinterpret_cast<void*>(stream);
   if (splits) {
     operation.splits = splits->empty() ? &kNone : splits->data();
     operation.split_count = static_cast<std::int32_t>(splits->size());
@@ -154,10 +163,12 @@ void bind_operations(py::module_& module) {
   py::class_<Handle>(module, "Handle")
       .def("wait", &Handle::wait, "Block until done; raise on error. Ctrl-C ends the wait, not the operation.")
       .def("poll", &Handle::poll, "True when done, be it well or with an error.")
+      .def("stream_wait", &Handle::stream_wait, "Let a CUDA stream wait for the results. Does not block.")
       .def("to_dlpack", &Handle::to_dlpack, "An output that the library made, once it is done; each once.")
       .def("received_splits", &Handle::received_splits, "Of an alltoall that is done: rows from each rank of the set.")
       .def("last_joined_rank", &Handle::last_joined_rank, "Of a join that is done.");
   module.def("wait_all", wait_all, "Block until all handles are done, be it well or with an error.");
+  module.def("streams_wait", streams_wait, "Let a CUDA stream wait for the results of all handles. Does not block.");
   module.def("enqueue", enqueue, "Hand a tensor over; see hvd_operation in c_api.h. Does not block.");
   module.def("enqueue_group", enqueue_group, "Hand several tensors over as one operation. Does not block.");
   module.def("enqueue_alltoall", enqueue_alltoall, "Hand a tensor over that is to be split. Does not block.");

@@ -39,6 +39,7 @@ struct DlManagedTensor {
 };
 
 constexpr std::int32_t kDlCpu = 1;
+constexpr std::int32_t kDlCuda = 2;
 constexpr char kCapsuleName[] = "dltensor";  // a consumer renames it to "used_dltensor" and calls the deleter itself
 
 enum DlTypeCode : std::uint8_t { kDlInt = 0, kDlUint = 1, kDlFloat = 2, kDlBfloat = 4, kDlBool = 6 };
@@ -85,15 +86,16 @@ void delete_unconsumed(PyObject* capsule) {
 py::capsule dlpack_capsule(std::shared_ptr<hvd_handle> handle, const hvd_output& output, int dtype) {
   auto owner = std::make_unique<std::shared_ptr<hvd_handle>>(std::move(handle));
   // The shape is only read, and lives as long as the handle.
-  auto managed = std::make_unique<DlManagedTensor>(DlManagedTensor{{output.data,
-                                                                    {kDlCpu, 0},
-                                                                    output.dimensions,
-                                                                    dl_data_type(dtype),
-                                                                    const_cast<std::int64_t*>(output.shape),
-                                                                    /*strides=*/nullptr,
-                                                                    /*byte_offset=*/0},
-                                                                   /*context=*/owner.get(),
-                                                                   delete_managed});
+  auto managed = std::make_unique<DlManagedTensor>(
+      DlManagedTensor{{output.data,
+                       {output.memory_kind == HVD_CUDA ? kDlCuda : kDlCpu, output.device},
+                       output.dimensions,
+                       dl_data_type(dtype),
+                       const_cast<std::int64_t*>(output.shape),
+                       /*strides=*/nullptr,
+                       /*byte_offset=*/0},
+                      /*context=*/owner.get(),
+                      delete_managed});
   auto capsule = py::reinterpret_steal<py::capsule>(PyCapsule_New(managed.get(), kCapsuleName, delete_unconsumed));
   if (!capsule) throw py::error_already_set();
   static_cast<void>(owner.release());

@@ -48,6 +48,19 @@ void wait_all(const std::vector<Handle*>& handles) {
       [&] { return hvd_handles_wait(all.data(), static_cast<std::int32_t>(all.size()), kSliceNanoseconds); });
 }
 
+void Handle::stream_wait(std::uintptr_t stream) {
+  refuse_after_fork();
+  check(hvd_handle_stream_wait(handle_.get(), reinterpret_cast<void*>(stream)));
+}
+
+void streams_wait(const std::vector<Handle*>& handles, std::uintptr_t stream) {
+  std::vector<hvd_handle*> all;
+  refuse_after_fork();
+  all.reserve(handles.size());
+  for (const Handle* handle : handles) all.push_back(handle->handle_.get());
+  check(hvd_handles_stream_wait(all.data(), static_cast<std::int32_t>(all.size()), reinterpret_cast<void*>(stream)));
+}
+
 bool Handle::poll() const {
   refuse_after_fork();
   return hvd_handle_poll(handle_.get()) == 1;

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -20,6 +21,8 @@ class Handle {
   /// what a signal handler raised; then the operation goes on and wait() may be called again.
   void wait();
   bool poll() const;
+  /// After wait(): lets a CUDA stream wait for the results. Does not block.
+  void stream_wait(std::uintptr_t stream);
   /// An output that the engine made, as a DLPack capsule; each once, after wait(). Its memory outlives the handle.
   pybind11::capsule to_dlpack(int index) const;
   /// After wait(), of an alltoall: rows from each rank of the set.
@@ -29,6 +32,8 @@ class Handle {
 
   /// Blocks as `wait` does until all are done, be it well or with a failure.
   friend void wait_all(const std::vector<Handle*>& handles);
+  /// As `stream_wait`, for many.
+  friend void streams_wait(const std::vector<Handle*>& handles, std::uintptr_t stream);
 
  private:
   hvd_output output(int index) const;
@@ -38,5 +43,6 @@ class Handle {
 };
 
 void wait_all(const std::vector<Handle*>& handles);
+void streams_wait(const std::vector<Handle*>& handles, std::uintptr_t stream);
 
 }  // namespace hvd::bindings

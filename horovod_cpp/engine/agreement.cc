@@ -122,6 +122,7 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
   response.prescale = agreed.prescale;
   response.postscale = agreed.postscale;
   response.root_rank = agreed.root_rank;
+  response.memory = agreed.memory;
   response.entries.push_back(std::move(entry));
   return agreement;
 }

@@ -124,9 +124,9 @@ TimePoint BackgroundLoop::work(const std::stop_token& stop) {
   return runtime_.next_deadline();
 }
 
-void BackgroundLoop::notify() {
+void BackgroundLoop::notify(bool at_once) {
   if (!asleep_.load()) return;
-  if (full_host_ && waiters_.load() == 0) {
+  if (!at_once && full_host_ && waiters_.load() == 0) {
     poller_.wake_later(kPatienceOnFullHost);
   } else {
     poller_.wake();

@@ -27,8 +27,8 @@ class BackgroundLoop {
 
   // Any thread.
 
-  /// Something was handed to the runtime: wakes the thread if it sleeps.
-  void notify();
+  /// Something was handed to the runtime: wakes the thread if it sleeps; `at_once` also where it would let it lie.
+  void notify(bool at_once = false);
   /// Somebody asks whether an operation is done: what lies is begun.
   void hurry();
   /// Waits until all operations are done or `deadline` came; returns whether they are done. Drives the engine meanwhile

@@ -97,9 +97,27 @@ Status check_tensor(const hvd_tensor& tensor, const char* what) {
     return Status::invalid_argument(
         fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
   }
-  if (tensor.memory_kind != HVD_HOST) {
-    return Status::invalid_argument(
-        fmt::format("{} lies in memory of kind {}; only host memory (0) is supported", what, tensor.memory_kind));
+  if (tensor.memory_kind != HVD_HOST && tensor.memory_kind != HVD_CUDA) {
+    return Status::invalid_argument(fmt::format(
+        "{} lies in memory of kind {}; there are host memory (0) and CUDA memory (1)", what, tensor.memory_kind));
+  }
+  return {};
+}
+
+std::string place_text(const hvd_tensor& tensor) {
+  return tensor.memory_kind == HVD_CUDA ? fmt::format("CUDA device {}", tensor.device) : std::string("host memory");
+}
+
+// All in one memory.
+Status check_places(std::span<const hvd_tensor> inputs, std::span<const hvd_tensor> outputs) {
+  const hvd_tensor& first = inputs.front();
+  for (const std::span<const hvd_tensor> some : {inputs, outputs}) {
+    for (const hvd_tensor& other : some) {
+      const bool same_device = first.memory_kind == HVD_HOST || other.device == first.device;
+      if (other.memory_kind == first.memory_kind && same_device) continue;
+      return Status::invalid_argument(
+          fmt::format("the tensors of one operation lie in {} and in {}", place_text(first), place_text(other)));
+    }
   }
   return {};
 }
@@ -155,6 +173,8 @@ Status read_request(const hvd_operation& operation, hvd::Request& request) {
   HVD_RETURN_IF_ERROR(check_group(operation, op));
   const std::span<const hvd_tensor> inputs = inputs_of(operation);
   for (const hvd_tensor& input : inputs) HVD_RETURN_IF_ERROR(check_tensor(input, "the input"));
+  HVD_RETURN_IF_ERROR(check_places(inputs, outputs_of(operation, op)));
+  if (inputs.front().memory_kind == HVD_CUDA) request.memory = hvd::MemoryKind::kDevice;
   request.dtype = static_cast<hvd::DataType>(inputs.front().dtype);
   request.shape = shape_of(inputs.front());
   for (const hvd_tensor& input : inputs.subspan(1)) {
@@ -194,6 +214,10 @@ void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_ha
   if (!has_tensors(entry.request.key.op)) return;
   const std::span<const hvd_tensor> inputs = inputs_of(operation);
   const std::span<const hvd_tensor> outputs = outputs_of(operation, entry.request.key.op);
+  if (entry.request.memory != hvd::MemoryKind::kHost) {
+    entry.device = inputs.front().device;
+    entry.producer = operation.stream;
+  }
   std::size_t i = 0;
   hvd::for_each_tensor(entry.request, [&](hvd::DataType dtype, const hvd::Shape& shape) {
     hvd::TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
@@ -225,9 +249,11 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   const std::string call_site = operation.call_site_file != nullptr
                                     ? fmt::format("{}:{}", operation.call_site_file, operation.call_site_line)
                                     : std::string();
+  // A device works beside the processor: what is for it need not wait for a free core.
+  const bool for_device = entry.request.memory != hvd::MemoryKind::kHost;
   HVD_RETURN_IF_ERROR(here->runtime().enqueue(std::move(entry), call_site));
   *armed = here->releases().guard(operation.keep_alive, operation.release);
-  if (operation.caller_waits == 0) here->loop().notify();
+  if (operation.caller_waits == 0) here->loop().notify(for_device);
   *handle = made.release();
   return {};
 }
@@ -267,6 +293,29 @@ Status wait_for(std::span<hvd_handle* const> handles, std::int64_t limit_nanosec
     const bool done = session.loop().wait(together, deadline);
     session.releases().collect();
     if (!done) return Status::deadline_exceeded("the operation has not ended yet");
+  }
+  return {};
+}
+
+// The results of a call come behind those of the calls before it, so one wait is enough for each stream of the engine.
+Status let_stream_wait(std::span<hvd_handle* const> handles, void* stream) {
+  std::vector<std::pair<hvd::Session*, std::vector<hvd::DeviceMarkRef>>> marks;
+  for (hvd_handle* const handle : handles) {
+    if (!handle->state->done()) return Status::precondition("the operation has not ended yet; wait for its handle");
+    hvd::OperationOutput& output = handle->state->output();
+    for (const hvd::OutputTensor& tensor : output.tensors) {
+      if (!tensor.block) continue;
+      tensor.block->has_consumer = true;
+      tensor.block->consumer = stream;
+    }
+    if (!output.launched) continue;
+    if (marks.empty() || marks.back().first != handle->session.get()) marks.push_back({handle->session.get(), {}});
+    hvd::add_mark(marks.back().second, output.launched);
+  }
+  for (const auto& [session, latest] : marks) {
+    for (const hvd::DeviceMarkRef& mark : latest) {
+      HVD_RETURN_IF_ERROR(session->runtime().let_stream_wait(*mark, stream));
+    }
   }
   return {};
 }
@@ -405,6 +454,14 @@ int hvd_handle_poll(const hvd_handle* handle) {
   return 0;
 }
 
+int hvd_handle_stream_wait(hvd_handle* handle, void* stream) {
+  return guarded([&] { return let_stream_wait({&handle, 1}, stream); });
+}
+
+int hvd_handles_stream_wait(hvd_handle* const* handles, int32_t count, void* stream) {
+  return guarded([&] { return let_stream_wait({handles, static_cast<std::size_t>(std::max(count, 0))}, stream); });
+}
+
 int hvd_handle_output(hvd_handle* handle, hvd_output* output) { return hvd_handle_group_output(handle, 0, output); }
 
 int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* output) {
@@ -425,6 +482,10 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
       filled.shape = shape.data();
       filled.data = given ? handle->outputs[place].data : result.tensors[place].memory.get();
       filled.bytes = static_cast<int64_t>(given ? handle->outputs[place].bytes : result.tensors[place].bytes);
+    }
+    if (made && result.tensors[place].block) {
+      filled.memory_kind = HVD_CUDA;
+      filled.device = result.tensors[place].block->device;
     }
     filled.received_splits = result.received.data();
     filled.received_split_count = static_cast<int32_t>(result.received.size());

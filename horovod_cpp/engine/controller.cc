@@ -116,6 +116,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     agreed.prescale = response.prescale;
     agreed.postscale = response.postscale;
     agreed.root_rank = response.root_rank;
+    agreed.memory = response.memory;
     agreed.shape = entry.shape;
     agreed.more = entry.more;
     cache_.remember({entry.cache_id, std::move(agreed), entry});
@@ -127,7 +128,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
 bool Controller::is_sound(const Response& response, const ResponseEntry& entry) const {
   const bool of_ranks = response.op == OpKind::kProcessSetAdd || response.op == OpKind::kProcessSetRemove;
   if (response.kind != Response::Kind::kExecute || of_ranks) return true;
-  bool sound = true;
+  bool sound = response.memory <= MemoryKind::kDeviceCaptured;
   bool has_scalar = false;
   for_each_tensor(response, entry, [&](DataType dtype, const Shape& shape) {
     if (!attributes::check_tensor(dtype, shape).ok()) sound = false;

@@ -2,13 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <utility>
 
 #include "horovod_cpp/engine/op_rules/op_rule.h"
-#include "ops/host_backend.h"
 
 namespace hvd {
 namespace {
@@ -19,21 +17,6 @@ constexpr std::uint64_t kWindow = 1024;
 
 std::size_t row_elements(const Shape& shape) {
   return static_cast<std::size_t>(element_count(Shape(shape.begin() + 1, shape.end())).value());
-}
-
-Status no_memory(std::size_t bytes) { return Status::internal(fmt::format("no memory for {} bytes", bytes)); }
-
-// A tensor that the operation makes: the shape of what went in, with other rows.
-Result<OutputTensor> make_output(const TensorType& like, std::int64_t rows) {
-  OutputTensor made;
-  made.shape = like.shape;
-  made.shape.front() = rows;
-  const Result<std::int64_t> count = element_count(made.shape);
-  if (!count.ok()) return count.status();
-  made.bytes = static_cast<std::size_t>(count.value()) * size_of(like.dtype);
-  made.memory = allocate_host(made.bytes);
-  if (!made.memory) return no_memory(made.bytes);
-  return made;
 }
 
 // `count` comes from another rank.
@@ -52,12 +35,13 @@ TensorEntry::Memory memory_of(const TensorEntry& entry, std::size_t index) {
 
 }  // namespace
 
-Executor::Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, const Options& options,
-                   std::function<void(CallEnded)> on_call_ended)
+Executor::Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, Devices& devices,
+                   const Options& options, std::function<void(CallEnded)> on_call_ended)
     : loop_(loop),
       fabric_(fabric),
       sets_(sets),
       queue_(queue),
+      devices_(devices),
       options_(options),
       on_call_ended_(std::move(on_call_ended)) {}
 
@@ -105,6 +89,7 @@ std::optional<TensorEntry> Executor::stand_in(const Response& response, const Re
   made.request.dtype = response.dtype;
   made.request.shape = entry.shape;
   made.request.more = entry.more;
+  made.request.memory = response.memory;
   made.more.resize(entry.more.size());
   return made;
 }
@@ -158,27 +143,67 @@ Task<void> Executor::run(CallRef call) {
 Task<Status> Executor::perform(CallRef call) {
   if (!call->context->cancelled().ok()) co_return call->context->cancelled();
   switch (call->response.op) {
+    case OpKind::kBarrier:
+      co_return co_await host_barrier(*call->context);
+    case OpKind::kProcessSetAdd:
+      call->entries.front().handle->output().process_set = call->response.new_process_set;
+      co_return Status();
+    case OpKind::kProcessSetRemove:
+      devices_.forget_set(call->response.new_process_set);
+      call->entries.front().handle->output().process_set = call->response.new_process_set;
+      co_return Status();
+    case OpKind::kJoin:
+      call->entries.front().handle->output().last_joined = call->response.root_rank;
+      co_return Status();
+    default:
+      co_return co_await perform_on_tensors(call);
+  }
+}
+
+// Where the tensors lie chooses who carries it out; all ranks have agreed on that.
+Status Executor::choose_backend(Call& call) {
+  call.backend = &host_;
+  if (call.response.memory == MemoryKind::kHost) return {};
+  Result<std::unique_ptr<Backend>> made = devices_.begin_call(call.response, call.entries, call.priority);
+  if (!made) return made.status();
+  call.of_device = std::move(made).value();
+  call.backend = call.of_device.get();
+  return {};
+}
+
+Task<Status> Executor::perform_on_tensors(CallRef call) {
+  HVD_CO_RETURN_IF_ERROR(choose_backend(*call));
+  HVD_CO_RETURN_IF_ERROR(co_await call->backend->begin(*call->context));
+  switch (call->response.op) {
     case OpKind::kAllreduce:
       co_return co_await allreduce(call);
     case OpKind::kAllgather:
       co_return co_await allgather(call);
     case OpKind::kBroadcast:
       co_return co_await broadcast(call);
-    case OpKind::kBarrier:
-      co_return co_await host_barrier(*call->context);
     case OpKind::kReducescatter:
       co_return co_await reducescatter(call);
     case OpKind::kAlltoall:
       co_return co_await alltoall(call);
-    case OpKind::kProcessSetAdd:
-    case OpKind::kProcessSetRemove:
-      call->entries.front().handle->output().process_set = call->response.new_process_set;
-      co_return Status();
-    case OpKind::kJoin:
-      call->entries.front().handle->output().last_joined = call->response.root_rank;
-      co_return Status();
+    default:
+      co_return Status::internal("a response names an operation that does not exist");
   }
-  co_return Status::internal("a response names an operation that does not exist");
+}
+
+// A tensor that the operation makes: the shape of what went in, with other rows.
+Result<OutputTensor> Executor::make_output(Call& call, const TensorType& like, std::int64_t rows) {
+  OutputTensor made;
+  made.shape = like.shape;
+  made.shape.front() = rows;
+  const Result<std::int64_t> count = element_count(made.shape);
+  if (!count.ok()) return count.status();
+  made.bytes = static_cast<std::size_t>(count.value()) * size_of(like.dtype);
+  Result<MadeMemory> memory = call.backend->make_output(made.bytes);
+  if (!memory) return memory.status();
+  made.memory = memory->memory;
+  made.block = memory->block;
+  call.outputs.push_back(made.memory);  // what carries it out may need it when nobody wants the result any more
+  return made;
 }
 
 // The tensors are those of several entries that were fused, or those of one entry, which is a group.
@@ -213,79 +238,39 @@ Task<Status> Executor::allreduce(CallRef call) {
     for (const std::size_t i : run) {
       work.tensors.push_back({memory[i].input, memory[i].output, tensors[i].bytes / size_of(work.dtype)});
     }
-    if (run.size() == 1 && work.tensors.front().output == nullptr) {
-      const std::size_t unwanted = tensors[run.front()].bytes;
-      call->buffers.push_back(buffers_.lease(unwanted));
-      if (!call->buffers.back()) co_return no_memory(unwanted);
-      work.tensors.front().output = call->buffers.back().get();
-    }
-    if (const std::size_t bytes = fusion_bytes(work); bytes > 0) {
-      call->buffers.push_back(buffers_.lease(bytes));
-      if (!call->buffers.back()) co_return no_memory(bytes);
-      work.fusion = {call->buffers.back().get(), bytes};
-    }
-    HVD_CO_RETURN_IF_ERROR(co_await host_allreduce(*call->context, std::move(work)));
+    HVD_CO_RETURN_IF_ERROR(co_await call->backend->allreduce(*call->context, std::move(work)));
   }
   co_return Status();
 }
 
-// A small group goes round in one run: each rank's block holds its rows of all tensors, one behind the other.
 Task<Status> Executor::allgather(CallRef call) {
   const ResponseEntry& agreed = call->response.entries.front();
   const TensorEntry& entry = call->entries.front();
   const std::vector<TensorType> types = tensors_of(entry.request);
   const auto ranks = static_cast<std::size_t>(call->membership->size());
-  const auto own = static_cast<std::size_t>(call->context->rank());
   OperationOutput& output = entry.handle->output();
   if (agreed.first_dims.size() != types.size() * ranks) {
     co_return Status::internal("a response does not say how many rows each rank has");
   }
-  std::vector<std::vector<std::size_t>> bytes(types.size());  // of each tensor, by rank
-  std::vector<std::size_t> blocks(ranks);                     // of all tensors, by rank
-  std::size_t total = 0;
+  AllgatherCall work;
+  work.copy_limit_bytes = options_.fusion_copy_limit_bytes;
   for (std::size_t t = 0; t < types.size(); ++t) {
     const std::size_t row = row_elements(types[t].shape) * size_of(types[t].dtype);
+    AllgatherTensor tensor;
     std::int64_t rows = 0;
     for (std::size_t rank = 0; rank < ranks; ++rank) {
       const std::int64_t count = agreed.first_dims[t * ranks + rank];
       HVD_CO_RETURN_IF_ERROR(add_rows(rows, count));
-      bytes[t].push_back(static_cast<std::size_t>(count) * row);
-      blocks[rank] += bytes[t].back();
+      tensor.bytes_by_rank.push_back(static_cast<std::size_t>(count) * row);
     }
-    Result<OutputTensor> made = make_output(types[t], rows);
+    Result<OutputTensor> made = make_output(*call, types[t], rows);
     if (!made) co_return made.status();
-    total += made->bytes;
-    call->buffers.push_back(made->memory);  // a transport may need it when nobody wants the result any more
+    tensor.input = memory_of(entry, t).input;
+    tensor.output = made->memory.get();
+    work.tensors.push_back(std::move(tensor));
     output.tensors.push_back(std::move(*made));
   }
-  if (types.size() == 1 || total > options_.fusion_copy_limit_bytes) {
-    for (std::size_t t = 0; t < types.size(); ++t) {
-      HVD_CO_RETURN_IF_ERROR(
-          co_await host_allgather(*call->context, memory_of(entry, t).input, output.tensors[t].memory.get(), bytes[t]));
-    }
-    co_return Status();
-  }
-  const std::shared_ptr<std::byte> packed = buffers_.lease(blocks[own]);
-  const std::shared_ptr<std::byte> gathered = buffers_.lease(total);
-  if (!packed || !gathered) co_return no_memory(total);
-  call->buffers.insert(call->buffers.end(), {packed, gathered});
-  std::byte* place = packed.get();
-  for (std::size_t t = 0; t < types.size(); ++t) {
-    if (bytes[t][own] > 0) std::memcpy(place, memory_of(entry, t).input, bytes[t][own]);
-    place += bytes[t][own];
-  }
-  HVD_CO_RETURN_IF_ERROR(co_await host_allgather(*call->context, packed.get(), gathered.get(), blocks));
-  const std::byte* from = gathered.get();
-  std::vector<std::byte*> to;
-  for (const OutputTensor& tensor : output.tensors) to.push_back(tensor.memory.get());
-  for (std::size_t rank = 0; rank < ranks; ++rank) {
-    for (std::size_t t = 0; t < types.size(); ++t) {
-      if (bytes[t][rank] > 0) std::memcpy(to[t], from, bytes[t][rank]);
-      to[t] += bytes[t][rank];
-      from += bytes[t][rank];
-    }
-  }
-  co_return Status();
+  co_return co_await call->backend->allgather(*call->context, std::move(work));
 }
 
 Task<Status> Executor::reducescatter(CallRef call) {
@@ -297,10 +282,9 @@ Task<Status> Executor::reducescatter(CallRef call) {
   for (const TensorType& type : types) {
     members.push_back({type.dtype, bytes_of(type.dtype, type.shape)});
     const auto rows = static_cast<std::size_t>(type.shape.front());
-    Result<OutputTensor> made = make_output(
-        type, static_cast<std::int64_t>(scattered_rows(rows, call->context->size(), call->context->rank())));
+    const std::size_t own = scattered_rows(rows, call->context->size(), call->context->rank());
+    Result<OutputTensor> made = make_output(*call, type, static_cast<std::int64_t>(own));
     if (!made) co_return made.status();
-    call->buffers.push_back(made->memory);
     output.tensors.push_back(std::move(*made));
   }
   for (const std::vector<std::size_t>& run : plan_group(members, limits())) {
@@ -313,7 +297,7 @@ Task<Status> Executor::reducescatter(CallRef call) {
       work.tensors.push_back({memory_of(entry, i).input, output.tensors[i].memory.get(),
                               static_cast<std::size_t>(types[i].shape.front()), row_elements(types[i].shape)});
     }
-    HVD_CO_RETURN_IF_ERROR(co_await host_reducescatter(*call->context, std::move(work)));
+    HVD_CO_RETURN_IF_ERROR(co_await call->backend->reducescatter(*call->context, std::move(work)));
   }
   co_return Status();
 }
@@ -333,17 +317,14 @@ Task<Status> Executor::alltoall(CallRef call) {
   for (const std::int64_t count : output.received) {
     HVD_CO_RETURN_IF_ERROR(add_rows(rows, count));
   }
-  Result<OutputTensor> made = make_output(type, rows);
+  Result<OutputTensor> made = make_output(*call, type, rows);
   if (!made) co_return made.status();
-  call->buffers.push_back(made->memory);
   output.tensors.push_back(std::move(*made));
   const std::size_t row = row_elements(type.shape) * size_of(type.dtype);
-  std::vector<std::size_t> bytes_to;
-  std::vector<std::size_t> bytes_from;
-  for (const std::int64_t count : to) bytes_to.push_back(static_cast<std::size_t>(count) * row);
-  for (const std::int64_t count : output.received) bytes_from.push_back(static_cast<std::size_t>(count) * row);
-  co_return co_await host_alltoall(*call->context, entry.input, output.tensors.front().memory.get(),
-                                   std::move(bytes_to), std::move(bytes_from));
+  AlltoallCall work{entry.input, output.tensors.front().memory.get(), {}, {}};
+  for (const std::int64_t count : to) work.bytes_to.push_back(static_cast<std::size_t>(count) * row);
+  for (const std::int64_t count : output.received) work.bytes_from.push_back(static_cast<std::size_t>(count) * row);
+  co_return co_await call->backend->alltoall(*call->context, std::move(work));
 }
 
 Task<Status> Executor::broadcast(CallRef call) {
@@ -351,8 +332,8 @@ Task<Status> Executor::broadcast(CallRef call) {
   const TensorEntry& entry = call->entries.front();
   const std::optional<int> root = call->membership->index_of(response.root_rank);
   if (!root) co_return Status::internal("a response names a root rank outside its process set");
-  const std::size_t bytes = bytes_of(entry.request.dtype, entry.request.shape);
-  co_return co_await host_broadcast(*call->context, entry.input, entry.output, bytes, *root);
+  const BroadcastCall work{entry.input, entry.output, bytes_of(entry.request.dtype, entry.request.shape), *root};
+  co_return co_await call->backend->broadcast(*call->context, work);
 }
 
 void Executor::finish(CallRef call, const Status& status) {
@@ -361,6 +342,8 @@ void Executor::finish(CallRef call, const Status& status) {
   lane.running.erase(call->response.call);
   --in_flight_;
   Status told = status;
+  // From here on a device may still be at work on it, which holds it then.
+  const DeviceMarkRef launched = call->backend != nullptr ? call->backend->end(status, call) : nullptr;
   if (status.ok()) {
     for (const TensorEntry& entry : call->entries) {
       if (call->response.op != OpKind::kAllreduce || entry.handle == nullptr) continue;
@@ -374,6 +357,7 @@ void Executor::finish(CallRef call, const Status& status) {
   }
   call->context.reset();
   for (TensorEntry& entry : call->entries) {
+    if (entry.handle != nullptr) entry.handle->output().launched = launched;
     end_entry(entry, told.ok() ? told
                                : Status(told.code(), fmt::format("{} '{}': {}", name_of(call->response.op),
                                                                  entry.request.key.name, told.text())));
@@ -395,6 +379,7 @@ void Executor::end_entries(std::vector<TensorEntry> entries, const Status& reaso
 }
 
 void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
+  devices_.fail_set(process_set, reason);
   const auto found = lanes_.find(process_set);
   if (found == lanes_.end()) return;
   Lane& lane = found->second;
@@ -420,6 +405,7 @@ void Executor::fail_all(const Status& reason) {
 }
 
 void Executor::fail_call(const FailedCall& failed) {
+  devices_.fail_call(failed.process_set, failed.call, failed.reason);
   const auto found = lanes_.find(failed.process_set);
   if (found == lanes_.end()) return;  // no call of that set has come here
   Lane& lane = found->second;

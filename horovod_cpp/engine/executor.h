@@ -13,11 +13,12 @@
 #include "common/counter.h"
 #include "common/loop/loop.h"
 #include "horovod_cpp/engine/control_plane.h"
+#include "horovod_cpp/engine/devices.h"
 #include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
 #include "horovod_cpp/engine/tensor_queue.h"
 #include "ops/collective_context.h"
-#include "ops/host_buffers.h"
+#include "ops/host_backend.h"
 
 namespace hvd {
 
@@ -30,8 +31,8 @@ struct ExecutorStatistics {
 
 class Executor {
  public:
-  Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, const Options& options,
-           std::function<void(CallEnded)> on_call_ended);
+  Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, Devices& devices,
+           const Options& options, std::function<void(CallEnded)> on_call_ended);
 
   /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
   void carry_out(Response response);
@@ -56,8 +57,10 @@ class Executor {
     Response response;
     MembershipRef membership;
     std::vector<TensorEntry> entries;
-    std::vector<std::shared_ptr<std::byte>> buffers;  // for fusion, and for what a joined rank does not want
+    std::vector<std::shared_ptr<std::byte>> outputs;  // that the engine made, while the result may not be wanted
     std::unique_ptr<CollectiveContext> context;
+    std::unique_ptr<Backend> of_device;  // what carries it out, where that is not the host's
+    Backend* backend = nullptr;
     Priority priority = 0;
   };
   using CallRef = std::shared_ptr<Call>;
@@ -72,6 +75,9 @@ class Executor {
   void start(Lane& lane, CallRef call);
   Task<void> run(CallRef call);
   Task<Status> perform(CallRef call);
+  Task<Status> perform_on_tensors(CallRef call);
+  Status choose_backend(Call& call);
+  Result<OutputTensor> make_output(Call& call, const TensorType& like, std::int64_t rows);
   Task<Status> allreduce(CallRef call);
   Task<Status> allgather(CallRef call);
   Task<Status> broadcast(CallRef call);
@@ -86,9 +92,11 @@ class Executor {
   Fabric& fabric_;
   const ProcessSetTable& sets_;
   TensorQueue& queue_;
+  Devices& devices_;
   const Options& options_;
   std::function<void(CallEnded)> on_call_ended_;
   HostBufferPool buffers_;
+  HostBackend host_;
   std::map<ProcessSetId, Lane> lanes_;
   Priority next_priority_ = 0;
   int in_flight_ = 0;

@@ -9,12 +9,14 @@
 
 #include "common/clock.h"
 #include "horovod_cpp/engine/request_response.h"
+#include "ops/device/device_memory.h"
 
 namespace hvd {
 
 /// A tensor that the engine made: its memory lives as long as somebody holds it.
 struct OutputTensor {
   std::shared_ptr<std::byte> memory;
+  std::shared_ptr<DeviceBlock> block;  ///< of device memory: where it comes from
   std::size_t bytes = 0;
   Shape shape;
 };
@@ -25,6 +27,9 @@ struct OperationOutput {
   std::vector<std::int64_t> received;  ///< alltoall: rows from each rank of the set
   ProcessSetId process_set = 0;        ///< adding a process set
   int last_joined = -1;                ///< join: the rank that joined last
+  /// On device memory an operation is done for the host once its work is in line: a stream that uses the results waits
+  /// for this.
+  DeviceMarkRef launched;
 };
 
 class HandleState {

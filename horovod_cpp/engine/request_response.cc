@@ -113,6 +113,7 @@ void put_head(WireWriter& out, const Response& response) {
   out.fixed(response.prescale);
   out.fixed(response.postscale);
   out.fixed(response.root_rank);
+  out.fixed(response.memory);
   out.varint(response.call);
   out.varint(response.new_process_set);
   out.fixed(response.error_code);
@@ -129,6 +130,7 @@ Response get_head(WireReader& in) {
   response.prescale = in.fixed<double>();
   response.postscale = in.fixed<double>();
   response.root_rank = in.fixed<std::int32_t>();
+  response.memory = in.fixed<MemoryKind>();
   response.call = in.varint();
   response.new_process_set = in.number<ProcessSetId>();
   response.error_code = in.fixed<StatusCode>();
@@ -155,6 +157,18 @@ Result<Message> decode(std::span<const std::byte> bytes, MessageKind kind, Get g
 }  // namespace
 
 std::string_view name_of(OpKind op) { return is_known(op) ? kOpNames[static_cast<std::size_t>(op)] : "unknown"; }
+
+std::string_view name_of(MemoryKind kind) {
+  switch (kind) {
+    case MemoryKind::kHost:
+      return "host";
+    case MemoryKind::kDevice:
+      return "CUDA device";
+    case MemoryKind::kDeviceCaptured:
+      return "CUDA device, under graph capture";
+  }
+  return "unknown";
+}
 
 std::string operation_text(const OperationKey& key) {
   return key.name.empty() ? fmt::format("an unnamed {}", name_of(key.op))
@@ -243,7 +257,7 @@ Result<ResponsesMessage> decode_responses(std::span<const std::byte> bytes) {
   return decode<ResponsesMessage>(bytes, MessageKind::kResponses, [](WireReader& in, ResponsesMessage& message) {
     message.evicted.resize(in.count(1));
     for (CacheId& id : message.evicted) id = in.number<CacheId>();
-    const std::size_t responses = in.count(20);
+    const std::size_t responses = in.count(21);
     for (std::size_t i = 0; i < responses && in.ok(); ++i) {
       Response response = get_head(in);
       const std::size_t entries = in.count(2);

@@ -28,7 +28,9 @@ enum class OpKind : std::uint8_t {
   kJoin = 8,
 };
 
-enum class MemoryKind : std::uint8_t { kHost = 0 };
+/// Where tensors lie, and whether the call becomes part of a CUDA graph.
+enum class MemoryKind : std::uint8_t { kHost = 0, kDevice = 1, kDeviceCaptured = 2 };
+std::string_view name_of(MemoryKind kind);
 
 using ProcessSetId = std::uint16_t;
 using Shape = std::vector<std::int64_t>;
@@ -87,7 +89,8 @@ struct Response {
   double prescale = 1.0;
   double postscale = 1.0;
   std::int32_t root_rank = 0;  ///< join: the rank that joined last
-  std::uint64_t call = 0;      ///< number of the call within its process set; names the channel
+  MemoryKind memory = MemoryKind::kHost;
+  std::uint64_t call = 0;  ///< number of the call within its process set; names the channel
   ProcessSetId new_process_set = 0;
   std::vector<ResponseEntry> entries;
   StatusCode error_code = StatusCode::kOk;

@@ -32,7 +32,11 @@ Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings se
       sets_(settings_.everyone),
       published_sets_(sets_),
       controller_(fabric_->rank(), sets_, coordinator_settings(settings_.options)),
-      executor_(loop_, *fabric_, sets_, queue_, settings_.options,
+      devices_(loop_, settings_.devices, settings_.options,
+               [this](ProcessSetId set, std::uint64_t call, const Status& reason) {
+                 ended_calls_.push_back({set, call, reason, executor_.in_flight()});
+               }),
+      executor_(loop_, *fabric_, sets_, queue_, devices_, settings_.options,
                 [this](CallEnded ended) { ended_calls_.push_back(std::move(ended)); }),
       stalls_(settings_.options.stall_check_time),
       said_goodbye_(static_cast<std::size_t>(fabric_->size())),
@@ -48,6 +52,7 @@ Runtime::~Runtime() {
   const Status reason = Status::internal("Horovod has been shut down.");
   executor_.end_entries(queue_.close(reason), reason);
   executor_.fail_all(reason);
+  devices_.abandon(reason);
   while (loop_.run_ready(kResumesPerStep) > 0) {
   }
 }
@@ -76,6 +81,11 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
       !failure.ok()) {
     entry.handle->complete(failure);  // the set has lost a member: every later handle gets the reason
     return {};
+  }
+  if (entry.request.memory != MemoryKind::kHost) {
+    if (const Status received = devices_.receive(entry); !received.ok()) {
+      return {received.code(), fmt::format("{}: {}", operation_text(request.key), received.text())};
+    }
   }
   entry.enqueued = clock_.now();
   return queue_.push(std::move(entry), call_site);
@@ -125,6 +135,12 @@ bool Runtime::step() {
 
 bool Runtime::take_enqueued() {
   bool moved = false;
+  // Other ranks may have ended their part already and ask for nothing more: what waited for them would wait for ever.
+  for (const auto& [set, reason] : devices_.failed_sets()) {
+    std::vector<TensorEntry> hopeless = queue_.take_on_devices(set);
+    if (!hopeless.empty()) moved = true;
+    executor_.end_entries(std::move(hopeless), reason);
+  }
   if (queue_.has_new()) {
     dispatch(queue_.drain());
     moved = true;
@@ -229,6 +245,10 @@ bool Runtime::continue_closing() {
     while (loop_.run_ready(kResumesPerStep) > 0) moved = true;  // every handle ends before this rank is finished
   }
   if (!executor_.idle() && !late) return moved;
+  if (devices_.pending()) {
+    if (!late) return moved;  // the watch over the devices comes back
+    devices_.abandon(Status::internal("Horovod has been shut down while a device was at work."));
+  }
   if (!std::exchange(goodbyes_sent_, true)) {
     fabric_->say_goodbye();
     moved = true;

@@ -31,6 +31,7 @@ class Runtime final : private TransportEvents {
     std::vector<std::vector<int>> process_sets;  ///< static sets, ascending ranks; ids 1, 2, ...
     Options options;
     FaultHook* fault = nullptr;
+    DeviceSource* devices = nullptr;  ///< nullptr: host memory only
   };
 
   Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings settings);
@@ -58,6 +59,10 @@ class Runtime final : private TransportEvents {
   /// A rank has gone without a farewell.
   bool lost_a_peer() const { return lost_a_peer_.load(); }
   RuntimeStatistics statistics() const;
+  /// Lets `stream` wait for the results of an operation on device memory that is done.
+  Status let_stream_wait(const DeviceMark& launched, DeviceStream stream) {
+    return devices_.wait_for(launched, stream);
+  }
   /// True when a framework thread has handed over something that no step has seen.
   bool has_new_work() const { return queue_.has_new() || shutdown_wanted_.load(); }
 
@@ -100,6 +105,7 @@ class Runtime final : private TransportEvents {
   ProcessSetTable sets_;
   Guarded<ProcessSetTable> published_sets_;  // a copy for other threads
   Controller controller_;
+  Devices devices_;
   Executor executor_;
   StallInspector stalls_;
   std::vector<CallEnded> ended_calls_;  // told to the controller after the step that ended them

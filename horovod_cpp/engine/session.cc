@@ -8,6 +8,7 @@
 
 #include "common/env_options.h"
 #include "common/log.h"
+#include "horovod_cpp/engine/device_source.h"
 
 namespace hvd {
 namespace {
@@ -98,6 +99,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   runtime.everyone = everyone(*connection);
   runtime.process_sets = std::move(sets).value();
   runtime.options = set;
+  runtime.devices = &devices_of_this_machine();
   runtime.fault = session->fault_->empty() ? nullptr : session->fault_.get();
   session->runtime_ = std::make_unique<Runtime>(std::move(connection->fabric), session->clock_, std::move(runtime));
   session->loop_ = std::make_unique<BackgroundLoop>(*session->runtime_, *session->poller_);

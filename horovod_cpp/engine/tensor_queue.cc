@@ -76,20 +76,33 @@ std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
   });
 }
 
+template <typename Wanted>
+std::vector<TensorEntry> TensorQueue::take_if(State& state, Wanted wanted) {
+  std::vector<TensorEntry> taken;
+  for (auto place = state.waiting.begin(); place != state.waiting.end();) {
+    if (!wanted(place->second)) {
+      ++place;
+      continue;
+    }
+    std::erase(state.fresh, place->first);
+    taken.push_back(std::move(place->second));
+    place = state.waiting.erase(place);
+  }
+  return taken;
+}
+
 std::vector<TensorEntry> TensorQueue::take_set(ProcessSetId process_set) {
   return state_.with([&](State& state) {
-    std::vector<TensorEntry> taken;
-    for (auto place = state.waiting.begin(); place != state.waiting.end();) {
-      if (place->first.process_set != process_set) {
-        ++place;
-        continue;
-      }
-      std::erase(state.fresh, place->first);
-      taken.push_back(std::move(place->second));
-      place = state.waiting.erase(place);
-    }
     if (process_set == 0) state.joining = false;
-    return taken;
+    return take_if(state, [&](const TensorEntry& entry) { return entry.request.key.process_set == process_set; });
+  });
+}
+
+std::vector<TensorEntry> TensorQueue::take_on_devices(ProcessSetId process_set) {
+  return state_.with([&](State& state) {
+    return take_if(state, [&](const TensorEntry& entry) {
+      return entry.request.key.process_set == process_set && entry.request.memory != MemoryKind::kHost;
+    });
   });
 }
 

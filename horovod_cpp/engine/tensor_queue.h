@@ -13,6 +13,7 @@
 #include "common/guarded.h"
 #include "horovod_cpp/engine/control_plane.h"
 #include "horovod_cpp/engine/handle_state.h"
+#include "ops/device/device_events.h"
 
 namespace hvd {
 
@@ -25,6 +26,9 @@ struct TensorEntry {
   const std::byte* input = nullptr;  ///< nullptr with a handle of nullptr: of a rank that has joined
   std::byte* output = nullptr;
   std::vector<Memory> more;  ///< a group: of the tensors after the first
+  int device = -1;           ///< of device memory; of a join: where to put what stands in for tensors, -1: anywhere
+  DeviceStream producer = nullptr;  ///< of device memory: the stream that makes the inputs, until `ready` stands for it
+  DeviceMarkRef ready;
   HandleRef handle;
   std::shared_ptr<void> keep_alive;
   TimePoint enqueued;
@@ -49,6 +53,8 @@ class TensorQueue {
   /// Removes an entry that was drained before; nothing when there is none.
   std::optional<TensorEntry> take(const OperationKey& key);
   std::vector<TensorEntry> take_set(ProcessSetId process_set);
+  /// Those of a set that are on device memory.
+  std::vector<TensorEntry> take_on_devices(ProcessSetId process_set);
   /// Everything; later pushes get `reason`.
   std::vector<TensorEntry> close(const Status& reason);
 
@@ -68,6 +74,10 @@ class TensorQueue {
     bool joining = false;  // a join waits: meanwhile nothing else is taken in
     Status closed;
   };
+
+  /// Takes out the entries that `wanted` says yes to.
+  template <typename Wanted>
+  static std::vector<TensorEntry> take_if(State& state, Wanted wanted);
 
   Guarded<State> state_;
 };

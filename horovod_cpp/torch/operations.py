@@ -26,6 +26,7 @@ from horovod_cpp.torch.pending import (
     PendingComplex,
     PendingGroup,
 )
+from horovod_cpp.torch.streams import ON_HOST, Place, device_of, place_of
 
 call_sites.skip_folder(os.path.dirname(os.path.abspath(torch.__file__)))
 
@@ -79,11 +80,12 @@ def start_allreduce(
         return PendingComplex(pending, tensor if in_place else None)
     dtype = _require_supported(_core.ALLREDUCE, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
+    place = place_of(source)
     handle = _enqueue(
-        _core.ALLREDUCE, dtype, source, target, name, process_set, site, caller_waits, reduce_op,
+        _core.ALLREDUCE, dtype, source, target, place, name, process_set, site, caller_waits, reduce_op,
         prescale=prescale_factor, postscale=postscale_factor,
     )  # fmt: skip
-    return Pending(handle, target, copy_to)
+    return Pending(handle, place, target, copy_to)
 
 
 def start_allgather(
@@ -96,8 +98,9 @@ def start_allgather(
         return PendingComplex(pending, None)
     dtype = _require_supported(_core.ALLGATHER, tensor, name)
     source = _plain(tensor)
-    handle = _enqueue(_core.ALLGATHER, dtype, source, source, name, process_set, site, caller_waits)
-    return Pending(handle, None, None)
+    place = place_of(source)
+    handle = _enqueue(_core.ALLGATHER, dtype, source, source, place, name, process_set, site, caller_waits)
+    return Pending(handle, place, None, None)
 
 
 def start_broadcast(
@@ -116,10 +119,11 @@ def start_broadcast(
         return PendingComplex(pending, tensor if in_place else None)
     dtype = _require_supported(_core.BROADCAST, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
+    place = place_of(source)
     handle = _enqueue(
-        _core.BROADCAST, dtype, source, target, name, process_set, site, caller_waits, root_rank=root_rank
+        _core.BROADCAST, dtype, source, target, place, name, process_set, site, caller_waits, root_rank=root_rank
     )
-    return Pending(handle, target, copy_to)
+    return Pending(handle, place, target, copy_to)
 
 
 def start_group(
@@ -138,11 +142,17 @@ def start_group(
     if not tensors:
         raise ValueError(f"grouped {_OPERATION_NAMES[op]} of no tensors ({name or 'unnamed'})")
     places = [_group_place(op, tensor, in_place, name, reduce_op) for tensor in tensors]
+    place = place_of(places[0].source)
+    if any(device_of(other.source) != place[0] for other in places):
+        where = sorted({str(tensor.device) for tensor in tensors})
+        raise ValueError(
+            f"grouped {_OPERATION_NAMES[op]} of tensors on several devices ({name or 'unnamed'}): {', '.join(where)}"
+        )
     process_set_id = require_id(process_set)
     with _as_refusal(process_set_id):
         handle = _core.enqueue_group(
             op,
-            [place.member() for place in places],
+            [one.member() for one in places],
             name,
             process_set_id,
             reduce_op,
@@ -151,9 +161,11 @@ def start_group(
             site[0],
             site[1],
             caller_waits,
+            place[0],
+            place[1],
             places,
         )
-    return PendingGroup(handle, places)
+    return PendingGroup(handle, place, places)
 
 
 def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> GroupPlace:
@@ -189,11 +201,12 @@ def start_reducescatter(
         return PendingComplex(pending, None)
     dtype = _require_supported(_core.REDUCESCATTER, tensor, name)
     source = _plain(tensor)
+    place = place_of(source)
     handle = _enqueue(
-        _core.REDUCESCATTER, dtype, source, source, name, process_set, site, caller_waits, reduce_op,
+        _core.REDUCESCATTER, dtype, source, source, place, name, process_set, site, caller_waits, reduce_op,
         prescale=prescale_factor, postscale=postscale_factor,
     )  # fmt: skip
-    return Pending(handle, None, None)
+    return Pending(handle, place, None, None)
 
 
 def start_alltoall(
@@ -210,6 +223,7 @@ def start_alltoall(
         tensor = _pairs(tensor, False)
     dtype = _require_supported(_core.ALLTOALL, tensor, name)
     source = _plain(tensor)
+    place = place_of(source)
     process_set_id = require_id(process_set)
     with _as_refusal(process_set_id):
         handle = _core.enqueue_alltoall(
@@ -222,9 +236,11 @@ def start_alltoall(
             site[0],
             site[1],
             caller_waits,
+            place[0],
+            place[1],
             (source,),
         )
-    return PendingAlltoall(handle, is_complex, splits is not None)
+    return PendingAlltoall(handle, place, is_complex, splits is not None)
 
 
 def join(site: CallSite) -> int:
@@ -237,7 +253,8 @@ def join(site: CallSite) -> int:
 
 def barrier(process_set: ProcessSet, site: CallSite) -> None:
     """Block until all ranks of the set are here."""
-    Operation(_enqueue(_core.BARRIER, _core.UINT8, None, None, None, process_set, site, caller_waits=True)).finish()
+    handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, ON_HOST, None, process_set, site, caller_waits=True)
+    Operation(handle).finish()
 
 
 def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
@@ -248,12 +265,13 @@ def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
 
 def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
     dtype = _DTYPES.get(tensor.dtype)
-    if dtype is not None and tensor.is_cpu and tensor.layout is torch.strided:
+    if dtype is not None and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided:
         return dtype
     label = f"{_OPERATION_NAMES[op]} '{name}'" if name is not None else f"unnamed {_OPERATION_NAMES[op]}"
     raise ValueError(
         f"Tensor type {tensor.type()} is not supported. ({label}: dtype {tensor.dtype}, layout {tensor.layout}, "
-        f"device {tensor.device}; supported are dense CPU tensors of {', '.join(str(known) for known in _DTYPES)})"
+        f"device {tensor.device}; supported are dense CPU and CUDA tensors of "
+        f"{', '.join(str(known) for known in _DTYPES)})"
     )
 
 
@@ -286,6 +304,7 @@ def _enqueue(
     dtype: int,
     source: torch.Tensor | None,
     target: torch.Tensor | None,
+    place: Place,
     name: str | None,
     process_set: ProcessSet,
     site: CallSite,
@@ -312,6 +331,8 @@ def _enqueue(
             site[0],
             site[1],
             caller_waits,
+            place[0],
+            place[1],
             (source, target),
         )
     except _core.Error as error:

@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from horovod_cpp import _core
 from horovod_cpp.common import exceptions
+from horovod_cpp.torch.streams import HOST, ON_HOST, Place, current_stream
 
 
 class HasParts(Protocol):
@@ -34,12 +35,18 @@ class Waitable(HasParts, Protocol):
 
 
 class Operation:
-    """One operation of the library in flight."""
+    """One operation of the library in flight.
 
-    __slots__ = ("_handle",)
+    On a CUDA device it is done once its work is in line there; `finish` lets the current stream wait for the results,
+    and does not wait for the device.
+    """
 
-    def __init__(self, handle: _core.Handle) -> None:
+    __slots__ = ("_device", "_handle", "_stream", "_waiting_stream")
+
+    def __init__(self, handle: _core.Handle, place: Place = ON_HOST) -> None:
         self._handle = handle
+        self._device, self._stream = place
+        self._waiting_stream: int | None = None
 
     def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
@@ -55,6 +62,11 @@ class Operation:
             self._handle.wait()
         except _core.Error as error:
             raise exceptions.HorovodInternalError(str(error)) from None
+        if self._device != HOST:
+            stream = current_stream(self._device)
+            if stream != self._waiting_stream:
+                self._handle.stream_wait(stream)
+                self._waiting_stream = stream
 
 
 class Pending(Operation):
@@ -62,8 +74,10 @@ class Pending(Operation):
 
     __slots__ = ("_copy_to", "_output")
 
-    def __init__(self, handle: _core.Handle, output: torch.Tensor | None, copy_to: torch.Tensor | None) -> None:
-        super().__init__(handle)
+    def __init__(
+        self, handle: _core.Handle, place: Place, output: torch.Tensor | None, copy_to: torch.Tensor | None
+    ) -> None:
+        super().__init__(handle, place)
         self._output = output  # None: the library makes the output
         self._copy_to = copy_to
 
@@ -73,6 +87,9 @@ class Pending(Operation):
         if self._output is None:
             return from_dlpack(self._handle.to_dlpack(0))
         if self._copy_to is None:
+            if self._device != HOST and self._waiting_stream != self._stream:
+                # Its memory is given out again in the order of the stream that it was made on, unless told.
+                self._output.record_stream(torch.cuda.current_stream(self._device))
             return self._output
         with torch.no_grad():
             return self._copy_to.copy_(self._output)
@@ -109,8 +126,8 @@ class PendingGroup(Operation):
 
     __slots__ = ("_places",)
 
-    def __init__(self, handle: _core.Handle, places: list[GroupPlace]) -> None:
-        super().__init__(handle)
+    def __init__(self, handle: _core.Handle, place: Place, places: list[GroupPlace]) -> None:
+        super().__init__(handle, place)
         self._places = places
 
     def wait(self) -> list[torch.Tensor]:
@@ -124,8 +141,8 @@ class PendingAlltoall(Operation):
 
     __slots__ = ("_complex", "_with_splits")
 
-    def __init__(self, handle: _core.Handle, is_complex: bool, with_splits: bool) -> None:
-        super().__init__(handle)
+    def __init__(self, handle: _core.Handle, place: Place, is_complex: bool, with_splits: bool) -> None:
+        super().__init__(handle, place)
         self._complex = is_complex
         self._with_splits = with_splits
 
@@ -170,4 +187,11 @@ AnyPending = Pending | PendingComplex
 
 def wait_all(pending: Iterable[HasParts]) -> None:
     """Block until all are done, be it well or with an error; then `wait` returns at once."""
-    _core.wait_all([part._handle for one in pending for part in one.parts()])
+    parts = [part for one in pending for part in one.parts()]
+    _core.wait_all([part._handle for part in parts])
+    for device in {part._device for part in parts if part._device != HOST}:
+        stream = current_stream(device)
+        on_device = [part for part in parts if part._device == device]
+        _core.streams_wait([part._handle for part in on_device], stream)
+        for part in on_device:
+            part._waiting_stream = stream

@@ -21,11 +21,22 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ops/transport/tcp": ("common", "ops/transport"),
     "ops/transport/mpi": ("common", "ops/transport"),
     "ops/transport/connect": ("common", "ops/transport", "ops/transport/shm", "ops/transport/tcp", "ops/transport/mpi"),
+    "ops/device": ("common",),
+    "ops/device/cuda": ("common", "ops/device"),
     "ops/algorithms": ("common", "ops", "ops/transport", "ops/reduce"),
-    "ops": ("common", "ops/algorithms", "ops/reduce", "ops/transport"),
-    "horovod_cpp/engine": ("common", "ops", "ops/algorithms", "ops/reduce", "ops/transport"),
+    "ops/nccl": ("common", "ops", "ops/device", "ops/reduce"),
+    "ops": ("common", "ops/algorithms", "ops/device", "ops/reduce", "ops/transport"),
+    "horovod_cpp/engine": (
+        "common",
+        "ops",
+        "ops/algorithms",
+        "ops/device",
+        "ops/nccl",
+        "ops/reduce",
+        "ops/transport",
+    ),
     "horovod_cpp/engine/session": ("common", "horovod_cpp/engine", "ops", "ops/transport", "ops/transport/connect"),
-    "horovod_cpp/engine/c_api": ("common", "horovod_cpp/engine", "horovod_cpp/engine/session"),
+    "horovod_cpp/engine/c_api": ("common", "horovod_cpp/engine", "horovod_cpp/engine/session", "ops/device"),
     "horovod_cpp/bindings": (),
 }
 
@@ -46,7 +57,7 @@ def product_files() -> list[str]:
         str(path.relative_to(ROOT))
         for folder in ("common", "ops", "horovod_cpp")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".h", ".cc")
+        if path.suffix in (".h", ".cc", ".cu")
     ]
     assert len(files) > 100
     return sorted(files)

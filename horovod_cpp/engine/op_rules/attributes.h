@@ -32,7 +32,7 @@ inline std::string reduce_op(const Request& request) { return std::string(name_o
 inline std::string prescale(const Request& request) { return fmt::format("{}", request.prescale); }
 inline std::string postscale(const Request& request) { return fmt::format("{}", request.postscale); }
 inline std::string root_rank(const Request& request) { return fmt::format("{}", request.root_rank); }
-inline std::string memory(const Request& /*request*/) { return "host"; }
+inline std::string memory(const Request& request) { return std::string(name_of(request.memory)); }
 inline std::string dimensions(const Request& request) {
   return text_of_each(request, [](DataType, const Shape& shape) { return fmt::format("{}", shape.size()); });
 }

@@ -72,7 +72,7 @@ typedef enum hvd_reduce_op {
   HVD_PRODUCT = 5
 } hvd_reduce_op;
 
-typedef enum hvd_memory_kind { HVD_HOST = 0 } hvd_memory_kind;
+typedef enum hvd_memory_kind { HVD_HOST = 0, HVD_CUDA = 1 } hvd_memory_kind;
 
 /* ---- lifecycle ------------------------------------------------------------------------------------------- */
 
@@ -144,9 +144,9 @@ typedef struct hvd_tensor {
   void* data;
   const int64_t* shape; /* `dimensions` sizes in elements; memory is dense, last dimension fastest */
   int32_t dimensions;
-  int32_t dtype; /* hvd_dtype */
-  int32_t memory_kind;
-  int32_t device;
+  int32_t dtype;       /* hvd_dtype */
+  int32_t memory_kind; /* hvd_memory_kind, the same for all tensors of an operation; so is: */
+  int32_t device;      /* HVD_CUDA: number of the device, as this process sees it */
 } hvd_tensor;
 
 typedef struct hvd_operation {
@@ -173,7 +173,13 @@ typedef struct hvd_operation {
   const hvd_tensor* group_outputs; /* allreduce: as `output` */
   const int64_t* splits; /* alltoall: rows for each rank of the set, in the order of its ranks; NULL: equal shares */
   int32_t split_count;
+  void* stream; /* HVD_CUDA: the cudaStream_t that makes the inputs, and so far uses the outputs: what it has been given
+                   until now is waited for on the device. NULL: the default stream */
 } hvd_operation;
+
+/* On CUDA memory a handle is done once the work is in line on the device: nothing waits for the device. Let the stream
+ * that uses the results wait for them with hvd_handle_stream_wait. Where `stream` is being captured the work becomes
+ * part of its graph; all ranks have to capture then, and a process set has to have done one operation before. */
 
 /* Join: this rank has no more data. Blocks in the wait until all ranks of the job have joined; meanwhile the rank takes
  * part in allreduces of the others with elements that change nothing, and in barriers. Averages still divide by the
@@ -197,6 +203,13 @@ HVD_API int hvd_handles_wait(hvd_handle* const* handles, int32_t count, int64_t 
 /* 1 when done, be it well or with a failure. Who asks gets the operation under way if it still lies. */
 HVD_API int hvd_handle_poll(const hvd_handle* handle);
 
+/* Makes `stream` (a cudaStream_t) wait for the results of an operation that is done; does not block. It does nothing
+ * for operations on host memory. Outputs that the engine made are that stream's from then on: once the handle is gone
+ * their memory is used again in its order. */
+HVD_API int hvd_handle_stream_wait(hvd_handle* handle, void* stream);
+/* The same for many. */
+HVD_API int hvd_handles_stream_wait(hvd_handle* const* handles, int32_t count, void* stream);
+
 typedef struct hvd_output {
   uint32_t struct_bytes;
   int32_t dimensions;
@@ -206,6 +219,8 @@ typedef struct hvd_output {
   const int64_t* received_splits; /* alltoall: rows that came from each rank of the set; valid as long as the handle */
   int32_t received_split_count;
   int32_t last_joined_rank; /* join */
+  int32_t memory_kind;      /* of an output that the engine made */
+  int32_t device;
 } hvd_output;
 
 /* The result of a handle that is done without failure; of a group: of its first tensor. */

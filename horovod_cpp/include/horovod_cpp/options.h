@@ -23,9 +23,10 @@ struct Options {
   std::chrono::milliseconds shutdown_timeout{2000};             ///< for a farewell to reach all ranks
   int log_level = 3;                                            ///< 0 trace .. 5 fatal
   bool log_hide_time = false;
-  bool dynamic_process_sets = false;  ///< agreed
-  std::string transport = "auto";     ///< agreed: auto, tcp, shm or mpi for bulk data
-  std::string fault;                  ///< see common/fault.h
+  bool dynamic_process_sets = false;    ///< agreed
+  std::string transport = "auto";       ///< agreed: auto, tcp, shm or mpi for bulk data
+  std::string gpu_operations = "nccl";  ///< agreed: what carries device memory: nccl, or host (through host memory)
+  std::string fault;                    ///< see common/fault.h
 };
 
 }  // namespace hvd

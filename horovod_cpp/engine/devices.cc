@@ -1,0 +1,111 @@
+#include "horovod_cpp/engine/devices.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "ops/staged_backend.h"
+
+namespace hvd {
+
+Devices::Parts::Parts(Loop& loop, DeviceRuntime& runtime, Result<const nccl::Api*> api, const Options& options,
+                      NcclBackend::FailedLate failed_late)
+    : engine(loop, runtime), nccl(loop, engine, std::move(api), options.start_timeout, std::move(failed_late)) {}
+
+Devices::Devices(Loop& loop, DeviceSource* source, const Options& options, NcclBackend::FailedLate failed_late)
+    : loop_(loop), source_(source), options_(options), failed_late_(std::move(failed_late)) {}
+
+Devices::~Devices() = default;
+
+Result<Devices::Parts*> Devices::parts() {
+  if (Parts* made = parts_.load(std::memory_order_acquire)) return made;  // acquire: pairs with the store below
+  if (source_ == nullptr) return Status::unavailable("this engine has no devices");
+  const std::scoped_lock lock(making_);
+  if (owned_) return owned_.get();
+  Result<DeviceRuntime*> runtime = source_->runtime();
+  if (!runtime) return runtime.status();
+  owned_ = std::make_unique<Parts>(loop_, *runtime.value(), source_->nccl(), options_, failed_late_);
+  parts_.store(owned_.get(), std::memory_order_release);
+  return owned_.get();
+}
+
+Status Devices::receive(TensorEntry& entry) {
+  Result<Parts*> here = parts();
+  if (!here) return here.status();
+  DeviceEngine& engine = here.value()->engine;
+  const int count = engine.runtime().device_count();
+  if (entry.device < 0 || entry.device >= count) {
+    return Status::invalid_argument(fmt::format("device {} is not there: this process sees {}", entry.device, count));
+  }
+  Result<bool> captured = engine.runtime().is_capturing(entry.device, entry.producer);
+  if (!captured) return captured.status();
+  entry.request.memory = captured.value() ? MemoryKind::kDeviceCaptured : MemoryKind::kDevice;
+  Result<DeviceMarkRef> mark = engine.events().mark(entry.device, entry.producer, captured.value());
+  if (!mark) return mark.status();
+  entry.ready = std::move(mark).value();
+  return {};
+}
+
+Status Devices::wait_for(const DeviceMark& mark, DeviceStream stream) {
+  Result<Parts*> here = parts();
+  if (!here) return here.status();
+  return here.value()->engine.runtime().wait(mark.device, stream, mark.event);
+}
+
+Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, const std::vector<TensorEntry>& entries,
+                                                     Priority priority) {
+  Result<Parts*> here = parts();
+  if (!here) return here.status();
+  DeviceCallSettings settings;
+  settings.process_set = response.process_set;
+  settings.call = response.call;
+  settings.priority = priority;
+  settings.captured = response.memory == MemoryKind::kDeviceCaptured;
+  settings.device = -1;
+  for (const TensorEntry& entry : entries) {
+    if (!entry.ready) continue;  // stands in for a tensor of a rank that has joined
+    if (settings.device >= 0 && entry.device != settings.device) {
+      return Status::invalid_argument(
+          fmt::format("tensors of one call lie on devices {} and {}", settings.device, entry.device));
+    }
+    settings.device = entry.device;
+    add_mark(settings.ready, entry.ready);
+  }
+  if (settings.device < 0) settings.device = last_device_;
+  last_device_ = settings.device;
+  const bool staged = options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
+  if (!staged) return here.value()->nccl.begin_call(std::move(settings));
+  return std::unique_ptr<Backend>(std::make_unique<StagedBackend>(loop_, here.value()->engine, std::move(settings)));
+}
+
+void Devices::fail_set(ProcessSetId process_set, const Status& reason) {
+  if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.fail_set(process_set, reason);
+}
+
+void Devices::fail_call(ProcessSetId process_set, std::uint64_t call, const Status& reason) {
+  if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.fail_call(process_set, call, reason);
+}
+
+std::vector<std::pair<ProcessSetId, Status>> Devices::failed_sets() const {
+  const Parts* made = parts_.load(std::memory_order_acquire);
+  if (made == nullptr) return {};
+  return made->nccl.failed_sets();
+}
+
+void Devices::forget_set(ProcessSetId process_set) {
+  if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.forget_set(process_set);
+}
+
+bool Devices::pending() const {
+  const Parts* made = parts_.load(std::memory_order_acquire);
+  return made != nullptr && made->engine.pending();
+}
+
+void Devices::abandon(const Status& reason) {
+  Parts* made = parts_.load(std::memory_order_acquire);
+  if (made == nullptr) return;
+  made->nccl.fail_all(reason);
+  made->engine.abandon();
+}
+
+}  // namespace hvd

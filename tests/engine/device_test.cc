@@ -1,0 +1,626 @@
+// Device memory through the engine from end to end, each rank a thread of this process with a device and an NCCL of
+// host memory. The fakes find work that is not ordered, memory that is used after its end, and calls that wait for a
+// device.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "tests/support/fake_device.h"
+#include "tests/support/fake_nccl.h"
+#include "tests/support/rank_threads.h"
+
+namespace hvd::testing {
+namespace {
+
+using namespace std::chrono_literals;
+
+std::uint64_t seed_of_this_run() {
+  int seed = GTEST_FLAG_GET(random_seed);
+  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
+  std::printf("seed: --gtest_random_seed=%d\n", seed);
+  return static_cast<std::uint64_t>(seed);
+}
+
+class FakeSource final : public DeviceSource {
+ public:
+  explicit FakeSource(FakeDevice& device) : device_(device), api_(FakeNccl::api()) {}
+  Result<DeviceRuntime*> runtime() override { return &device_; }
+  Result<const nccl::Api*> nccl() override {
+    if (!missing.empty()) return Status::unavailable(missing);
+    return &api_;
+  }
+  std::string missing;
+
+ private:
+  FakeDevice& device_;
+  nccl::Api api_;
+};
+
+// What a framework has: tensors in device memory, made by kernels on a stream.
+class DeviceRank {
+ public:
+  DeviceRank(InprocNetwork& network, int rank, TestRank::Settings settings, std::uint64_t seed)
+      : device(FakeDevice::Settings{seed + static_cast<std::uint64_t>(rank), 1}), source(device) {
+    settings.devices = &source;
+    hvd = std::make_unique<TestRank>(network, rank, std::move(settings));
+    stream = device.create_stream(0).value();
+    device.start();
+  }
+  ~DeviceRank() {
+    hvd.reset();
+    device.stop();
+    device.release();
+    device.run_until_idle();
+    device.synchronise();
+    tensors.clear();
+    device.destroy_stream(0, stream);
+  }
+  DeviceRank(const DeviceRank&) = delete;
+  DeviceRank& operator=(const DeviceRank&) = delete;
+
+  int rank() const { return hvd->rank(); }
+
+  // Memory that the device knows until this object ends.
+  struct Tensor {
+    Tensor(FakeDevice& of, std::size_t size) : device(of), bytes(std::max<std::size_t>(size, 1)) {
+      device.adopt(bytes.data(), bytes.size());
+    }
+    ~Tensor() { device.forget(bytes.data()); }
+    Tensor(const Tensor&) = delete;
+    Tensor& operator=(const Tensor&) = delete;
+    FakeDevice& device;
+    std::vector<std::byte> bytes;
+  };
+  std::byte* make(std::size_t bytes) {
+    tensors.push_back(std::make_unique<Tensor>(device, bytes));
+    return tensors.back()->bytes.data();
+  }
+  /// A kernel writes `values` to device memory, later.
+  template <typename T>
+  T* produce(std::vector<T> values) {
+    const std::size_t bytes = values.size() * sizeof(T);
+    std::byte* const place = make(bytes);
+    write(place, std::move(values));
+    return reinterpret_cast<T*>(place);
+  }
+  template <typename T>
+  void write(std::byte* place, std::vector<T> values) {
+    const std::size_t bytes = values.size() * sizeof(T);
+    FakeWork work{.name = "producer", .writes = {{place, bytes}}};
+    work.run = [place, bytes, values = std::move(values)] {
+      if (bytes > 0) std::memcpy(place, values.data(), bytes);
+    };
+    const Status launched = device.launch(stream, std::move(work));
+    EXPECT_TRUE(launched.ok()) << launched.text();
+  }
+  /// What a kernel on the stream reads there.
+  template <typename T>
+  std::vector<T> consume(const void* place, std::size_t count) {
+    auto values = std::make_shared<std::vector<T>>(count);
+    auto seen = std::make_shared<std::atomic<bool>>(false);
+    FakeWork work{.name = "consumer", .reads = {{static_cast<const std::byte*>(place), count * sizeof(T)}}};
+    work.run = [values, place] {
+      if (!values->empty()) std::memcpy(values->data(), place, values->size() * sizeof(T));
+    };
+    work.finish = [seen] { seen->store(true); };
+    const Status launched = device.launch(stream, std::move(work));
+    EXPECT_TRUE(launched.ok()) << launched.text();
+    const auto end = std::chrono::steady_clock::now() + 60s;
+    while (!seen->load() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(50us);
+    EXPECT_TRUE(seen->load()) << "the device did not get there within 60 s";
+    return seen->load() ? *values : std::vector<T>();
+  }
+
+  TensorEntry entry(OpKind op, const std::string& name, DataType dtype, Shape shape, const void* input, void* output) {
+    TensorEntry made = make_entry(op, name, dtype, std::move(shape), input, output);
+    made.request.memory = MemoryKind::kDevice;
+    made.device = 0;
+    made.producer = stream;
+    return made;
+  }
+  /// Waits for the host's end, and lets the stream wait for the device's.
+  Status wait(const Result<HandleRef>& handle) {
+    HVD_RETURN_IF_ERROR(hvd->wait(handle));
+    if (handle.value()->output().launched == nullptr) return Status::internal("nothing to let a stream wait for");
+    for (const OutputTensor& output : handle.value()->output().tensors) {
+      output.block->has_consumer = true;
+      output.block->consumer = stream;
+    }
+    return hvd->runtime().let_stream_wait(*handle.value()->output().launched, stream);
+  }
+  Status run(TensorEntry made) { return wait(hvd->enqueue(std::move(made))); }
+
+  FakeDevice device;
+  FakeSource source;
+  std::unique_ptr<TestRank> hvd;
+  DeviceStream stream = nullptr;
+  std::vector<std::unique_ptr<Tensor>> tensors;
+};
+
+class DeviceJob {
+ public:
+  explicit DeviceJob(int size, const TestRank::Settings& settings = {}, FakeNccl::Settings nccl = {})
+      : nccl_(nccl), network_(size) {
+    const std::uint64_t seed = seed_of_this_run();
+    for (int rank = 0; rank < size; ++rank) {
+      ranks_.push_back(std::make_unique<DeviceRank>(network_, rank, settings, seed));
+    }
+  }
+  ~DeviceJob() {
+    ranks_.clear();
+    EXPECT_EQ(nccl_.alive_communicators(), 0u);
+  }
+  DeviceJob(const DeviceJob&) = delete;
+  DeviceJob& operator=(const DeviceJob&) = delete;
+
+  int size() const { return network_.size(); }
+  FakeNccl& nccl() { return nccl_; }
+  DeviceRank& operator[](int rank) { return *ranks_[static_cast<std::size_t>(rank)]; }
+  void kill(int rank) { ranks_[static_cast<std::size_t>(rank)].reset(); }
+  /// Runs `body` on a thread of each rank that is there.
+  void run(const std::function<void(DeviceRank&)>& body) {
+    std::vector<std::jthread> threads;
+    for (auto& rank : ranks_) {
+      if (rank) threads.emplace_back([&body, &rank = *rank] { body(rank); });
+    }
+  }
+  void shut_down() {
+    run([](DeviceRank& rank) { rank.hvd->shut_down(); });
+  }
+
+ private:
+  FakeNccl nccl_;
+  InprocNetwork network_;
+  std::vector<std::unique_ptr<DeviceRank>> ranks_;
+};
+
+// Small whole numbers: every order of summation gives the same bits in each type.
+std::vector<std::byte> elements(DataType dtype, std::size_t count, int rank) {
+  std::vector<std::byte> bytes(count * size_of(dtype));
+  for (std::size_t i = 0; i < count; ++i) {
+    const int value = 1 + static_cast<int>(i + static_cast<std::size_t>(rank)) % 3;
+    std::byte* const place = bytes.data() + i * size_of(dtype);
+    const auto put = [place](auto typed) { std::memcpy(place, &typed, sizeof typed); };
+    switch (dtype) {
+      case DataType::kInt16:
+        put(static_cast<std::int16_t>(value));
+        break;
+      case DataType::kInt32:
+        put(static_cast<std::int32_t>(value));
+        break;
+      case DataType::kInt64:
+        put(static_cast<std::int64_t>(value));
+        break;
+      case DataType::kFloat32:
+        put(static_cast<float>(value));
+        break;
+      case DataType::kFloat64:
+        put(static_cast<double>(value));
+        break;
+      case DataType::kFloat16:
+        put(static_cast<std::uint16_t>(value == 1 ? 0x3c00 : value == 2 ? 0x4000 : 0x4200));
+        break;
+      case DataType::kBfloat16:
+        put(static_cast<std::uint16_t>(value == 1 ? 0x3f80 : value == 2 ? 0x4000 : 0x4040));
+        break;
+      case DataType::kBool:
+        put(static_cast<std::uint8_t>(value % 2));
+        break;
+      default:
+        put(static_cast<std::uint8_t>(value));
+    }
+  }
+  return bytes;
+}
+
+// The same operation on host memory, in the same job.
+std::vector<std::byte> on_host(DeviceRank& rank, TensorEntry entry, std::size_t bytes) {
+  std::vector<std::byte> result(bytes);
+  entry.output = result.data();
+  const Result<HandleRef> handle = rank.hvd->enqueue(std::move(entry));
+  const Status status = rank.hvd->wait(handle);
+  EXPECT_TRUE(status.ok()) << status.text();
+  if (status.ok() && !handle.value()->output().tensors.empty()) {
+    const OutputTensor& made = handle.value()->output().tensors.front();
+    result.assign(made.memory.get(), made.memory.get() + made.bytes);
+  }
+  return result;
+}
+
+class OnDevices : public ::testing::TestWithParam<const char*> {
+ protected:
+  TestRank::Settings settings() const {
+    TestRank::Settings made;
+    made.options.gpu_operations = GetParam();
+    return made;
+  }
+};
+
+TEST_P(OnDevices, EveryReductionOfEveryTypeIsThatOfTheHost) {
+  for (const int size : {1, 2, 3, 5, 8}) {
+    DeviceJob job(size, settings());
+    job.run([](DeviceRank& rank) {
+      for (const DataTypeInfo& type : kDataTypes) {
+        for (const ReduceOp op :
+             {ReduceOp::kSum, ReduceOp::kAverage, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct}) {
+          for (const std::size_t count : {std::size_t{0}, std::size_t{1}, std::size_t{257}}) {
+            const std::string name = fmt::format("{} {} {}", type.name, name_of(op), count);
+            const std::vector<std::byte> input = elements(type.type, count, rank.rank());
+            TensorEntry like = make_entry(OpKind::kAllreduce, name + " host", type.type,
+                                          {static_cast<std::int64_t>(count)}, input.data(), nullptr);
+            like.request.reduce_op = op;
+            like.request.prescale = 2.0;
+            like.request.postscale = 0.5;
+            TensorEntry entry = rank.entry(OpKind::kAllreduce, name, type.type, like.request.shape, rank.produce(input),
+                                           rank.make(input.size()));
+            std::byte* const output = entry.output;
+            entry.request.reduce_op = op;
+            entry.request.prescale = 2.0;
+            entry.request.postscale = 0.5;
+            const Status status = rank.run(std::move(entry));
+            ASSERT_TRUE(status.ok()) << name << ": " << status.text();
+            EXPECT_EQ(rank.consume<std::byte>(output, input.size()), on_host(rank, std::move(like), input.size()))
+                << name << " on " << rank.hvd->size() << " ranks";
+          }
+        }
+      }
+    });
+    job.shut_down();
+    for (int rank = 0; rank < size; ++rank) EXPECT_EQ(job[rank].device.counts().synchronising_calls, 0u);
+  }
+}
+
+TEST_P(OnDevices, ManyTensorsInFlightAreFusedAndKeepTheirValues) {
+  DeviceJob job(3, settings());
+  job.run([](DeviceRank& rank) {
+    constexpr std::size_t tensors = 60;
+    for (int round = 0; round < 3; ++round) {
+      std::vector<std::byte*> places;
+      std::vector<Result<HandleRef>> handles;
+      for (std::size_t t = 0; t < tensors; ++t) {
+        const std::vector<float> values(t * t % 700 + 1, static_cast<float>(t) + static_cast<float>(rank.rank()));
+        places.push_back(reinterpret_cast<std::byte*>(rank.produce(values)));
+        TensorEntry entry =
+            rank.entry(OpKind::kAllreduce, fmt::format("t{}", t), t % 2 == 0 ? DataType::kFloat32 : DataType::kInt32,
+                       {static_cast<std::int64_t>(values.size())}, places[t], places[t]);
+        if (t % 2 != 0) {
+          rank.write(places[t], std::vector<std::int32_t>(values.size(), static_cast<std::int32_t>(t)));
+          entry.producer = rank.stream;
+        }
+        handles.push_back(rank.hvd->enqueue(std::move(entry)));
+      }
+      for (std::size_t t = 0; t < tensors; ++t) {
+        const Status status = rank.wait(handles[t]);
+        ASSERT_TRUE(status.ok()) << status.text();
+        if (t % 2 == 0) {
+          EXPECT_EQ(rank.consume<float>(places[t], 1).front(), 3.0f * static_cast<float>(t) + 3.0f);
+        } else {
+          EXPECT_EQ(rank.consume<std::int32_t>(places[t], 1).front(), 3 * static_cast<std::int32_t>(t));
+        }
+      }
+    }
+  });
+  job.shut_down();
+}
+
+TEST_P(OnDevices, GathersBroadcastsScattersAndExchangesAsTheHostDoes) {
+  for (const int size : {1, 2, 3, 4}) {
+    DeviceJob job(size, settings());
+    job.run([size](DeviceRank& rank) {
+      const auto compare = [&](const std::string& name, TensorEntry host, TensorEntry device, std::size_t bytes) {
+        std::byte* const given = device.output;
+        const Result<HandleRef> handle = rank.hvd->enqueue(std::move(device));
+        const Status status = rank.wait(handle);
+        ASSERT_TRUE(status.ok()) << name << ": " << status.text();
+        const auto& made = handle.value()->output().tensors;
+        const std::byte* const place = made.empty() ? given : made.front().memory.get();
+        const std::size_t count = made.empty() ? bytes : made.front().bytes;
+        EXPECT_EQ(rank.consume<std::byte>(place, count), on_host(rank, std::move(host), bytes))
+            << name << " on " << size << " ranks";
+      };
+      for (const DataType dtype : {DataType::kFloat32, DataType::kInt16, DataType::kBfloat16}) {
+        for (const bool even : {true, false}) {
+          const std::int64_t rows = even ? 2 : rank.rank();
+          const std::vector<std::byte> input = elements(dtype, static_cast<std::size_t>(rows * 3), rank.rank());
+          const Shape shape{rows, 3};
+          const std::string name = fmt::format("{} {}", name_of(dtype), even);
+          compare("allgather", make_entry(OpKind::kAllgather, "gh" + name, dtype, shape, input.data(), nullptr),
+                  rank.entry(OpKind::kAllgather, "g" + name, dtype, shape, rank.produce(input), nullptr), 0);
+
+          const std::int64_t all_rows = even ? 2 * size : 2 * size + 1;
+          const std::vector<std::byte> whole = elements(dtype, static_cast<std::size_t>(all_rows * 3), rank.rank());
+          const Shape whole_shape{all_rows, 3};
+          TensorEntry host = make_entry(OpKind::kBroadcast, "bh" + name, dtype, whole_shape, whole.data(), nullptr);
+          std::byte* const place = rank.make(whole.size());
+          TensorEntry device =
+              rank.entry(OpKind::kBroadcast, "b" + name, dtype, whole_shape, rank.produce(whole), place);
+          host.request.root_rank = device.request.root_rank = size - 1;
+          compare("broadcast", std::move(host), std::move(device), whole.size());
+
+          host = make_entry(OpKind::kReducescatter, "rh" + name, dtype, whole_shape, whole.data(), nullptr);
+          device = rank.entry(OpKind::kReducescatter, "r" + name, dtype, whole_shape, rank.produce(whole), nullptr);
+          host.request.reduce_op = device.request.reduce_op = ReduceOp::kAverage;
+          host.request.prescale = device.request.prescale = 3.0;
+          compare("reducescatter", std::move(host), std::move(device), 0);
+
+          host = make_entry(OpKind::kAlltoall, "ah" + name, dtype, whole_shape, whole.data(), nullptr);
+          device = rank.entry(OpKind::kAlltoall, "a" + name, dtype, whole_shape, rank.produce(whole), nullptr);
+          if (!even) {
+            for (int to = 0; to < size; ++to) host.request.splits.push_back((rank.rank() + to) % 3 == 0 ? 0 : 1);
+            host.request.has_splits = device.request.has_splits = true;
+            device.request.splits = host.request.splits;
+          }
+          compare("alltoall", std::move(host), std::move(device), 0);
+        }
+      }
+    });
+    job.shut_down();
+  }
+}
+
+TEST_P(OnDevices, ARankThatHasJoinedStandsInWithElementsThatChangeNothing) {
+  DeviceJob job(3, settings());
+  job.run([](DeviceRank& rank) {
+    const std::vector<std::byte> input = elements(DataType::kInt16, 9, 0);
+    for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct}) {
+      if (rank.rank() == 2) break;  // has no data
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, std::string(name_of(op)), DataType::kInt16, {9},
+                                     rank.produce(input), rank.make(input.size()));
+      std::byte* const output = entry.output;
+      entry.request.reduce_op = op;
+      const Status status = rank.run(std::move(entry));
+      ASSERT_TRUE(status.ok()) << status.text();
+      const std::int16_t expected = op == ReduceOp::kSum ? 2 : 1;
+      EXPECT_EQ(rank.consume<std::int16_t>(output, 9).front(), expected) << name_of(op);
+    }
+    TensorEntry join = make_entry(OpKind::kJoin, std::string(kJoinName), DataType::kUint8, {}, nullptr, nullptr);
+    const Status status = rank.hvd->wait(rank.hvd->enqueue(std::move(join)));
+    EXPECT_TRUE(status.ok()) << status.text();
+  });
+  job.shut_down();
+}
+
+TEST_P(OnDevices, MemoryIsKeptUntilTheDeviceIsDoneWithIt) {
+  DeviceJob job(2, settings());
+  job.run([](DeviceRank& rank) {
+    auto owner = std::make_shared<int>(1);
+    const std::weak_ptr<int> watch = owner;
+    const std::vector<float> values(5, 1.0f);
+    float* const place = rank.produce(values);
+    TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {5}, place, place);
+    entry.keep_alive = std::move(owner);
+    const Status status = rank.run(std::move(entry));
+    ASSERT_TRUE(status.ok()) << status.text();
+    EXPECT_EQ(rank.consume<float>(place, 5), std::vector<float>(5, 2.0f));
+    const auto end = std::chrono::steady_clock::now() + 60s;
+    while (!watch.expired() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(watch.expired()) << "it is done, and still held";
+  });
+  job.shut_down();
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, OnDevices, ::testing::Values("nccl", "host"),
+                         [](const auto& one) { return std::string(one.param); });
+
+// ---- what goes wrong
+
+Status allreduce_once(DeviceRank& rank, const std::string& name, std::size_t count = 7) {
+  float* const place = rank.produce(std::vector<float>(count, 1.0f));
+  HVD_RETURN_IF_ERROR(rank.run(
+      rank.entry(OpKind::kAllreduce, name, DataType::kFloat32, {static_cast<std::int64_t>(count)}, place, place)));
+  const std::vector<float> seen = rank.consume<float>(place, count);
+  if (seen != std::vector<float>(count, static_cast<float>(rank.hvd->size()))) return Status::internal("wrong values");
+  return {};
+}
+
+void expect_host_works(DeviceRank& rank, const std::string& name) {
+  std::vector<float> values(3, 1.0f);
+  const Status status = rank.hvd->allreduce(name, values, values);
+  EXPECT_TRUE(status.ok()) << status.text();
+}
+
+TEST(DeviceFaults, MemoryOfDifferentKindsIsAMismatchThatNamesTheRanks) {
+  DeviceJob job(3);
+  job.run([](DeviceRank& rank) {
+    if (rank.rank() == 1) {
+      std::vector<float> values(4, 1.0f);
+      const Status status = rank.hvd->allreduce("x", values, values);
+      EXPECT_EQ(status.text(), "allreduce 'x': mismatched memory: CUDA device: ranks 0,2; host: rank 1");
+    } else {
+      const Status status = allreduce_once(rank, "x", 4);
+      EXPECT_EQ(status.text(), "allreduce 'x': mismatched memory: CUDA device: ranks 0,2; host: rank 1");
+    }
+    const Status status = allreduce_once(rank, "y");
+    EXPECT_TRUE(status.ok()) << status.text();
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, AMissingLibraryFailsTheCallOnAllRanksAndTheJobGoesOn) {
+  for (const int without : {0, 1}) {
+    DeviceJob job(3);
+    job[without].source.missing = "NCCL is not there";
+    job.run([](DeviceRank& rank) {
+      const Status status = allreduce_once(rank, "x");
+      EXPECT_FALSE(status.ok());
+      EXPECT_NE(status.text().find("NCCL is not there"), std::string::npos) << status.text();
+      expect_host_works(rank, "y");
+    });
+    job.shut_down();
+  }
+}
+
+TEST(DeviceFaults, ACommunicatorThatCannotBeMadeFailsTheCallOnAllRanks) {
+  for (const auto kind : {FakeNcclFault::Kind::kInitRefused, FakeNcclFault::Kind::kInitFails}) {
+    DeviceJob job(3);
+    job.nccl().inject({.kind = kind, .rank = 1, .text = "no route to 10.0.0.7<4242>"});
+    job.run([](DeviceRank& rank) {
+      const Status status = allreduce_once(rank, "x");
+      EXPECT_FALSE(status.ok());
+      EXPECT_NE(status.text().find("no route to 10.0.0.7"), std::string::npos) << status.text();
+      expect_host_works(rank, "y");
+    });
+    job.shut_down();
+  }
+}
+
+TEST(DeviceFaults, ACommunicatorThatIsNotMadeInTimeFailsTheCall) {
+  TestRank::Settings settings;
+  settings.options.start_timeout = 1s;
+  DeviceJob job(2, settings);
+  job.nccl().inject({.kind = FakeNcclFault::Kind::kInitHangs, .rank = 1});
+  job.run([](DeviceRank& rank) {
+    const Status status = allreduce_once(rank, "x");
+    EXPECT_NE(status.text().find("did not make a communicator"), std::string::npos) << status.text();
+    expect_host_works(rank, "y");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, AnErrorWhileACallIsInFlightEndsTheSetsLaterCallsOnAllRanks) {
+  DeviceJob job(3);
+  job.nccl().inject({.kind = FakeNcclFault::Kind::kAsyncError, .rank = 1, .call = 2, .text = "socket to rank 2 broke"});
+  job.run([](DeviceRank& rank) {
+    Status status;
+    const auto end = std::chrono::steady_clock::now() + 30s;
+    for (int i = 0; status.ok() && std::chrono::steady_clock::now() < end; ++i) {
+      float* const place = rank.produce(std::vector<float>(3, 1.0f));
+      status = rank.run(rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {3}, place, place));
+      std::this_thread::sleep_for(1ms);
+    }
+    EXPECT_NE(status.text().find("socket to rank 2 broke"), std::string::npos) << status.text();
+    expect_host_works(rank, "y");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, ALostRankEndsWhatIsInFlight) {
+  FakeNccl::Settings slow;
+  slow.abort_takes = 300ms;
+  DeviceJob job(3, {}, slow);
+  job.run([](DeviceRank& rank) {
+    const Status status = allreduce_once(rank, "x");
+    EXPECT_TRUE(status.ok()) << status.text();
+  });
+  job.kill(2);
+  job.run([](DeviceRank& rank) {
+    const auto start = std::chrono::steady_clock::now();
+    Status status;
+    for (int i = 0; status.ok() && i < 100; ++i) status = allreduce_once(rank, fmt::format("y{}", i));
+    EXPECT_NE(status.text().find("rank 2"), std::string::npos) << status.text();
+    EXPECT_LT(std::chrono::steady_clock::now() - start, 5s);
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, NoMemoryIsAnErrorThatSaysHowMuchWasAskedFor) {
+  DeviceJob job(2);
+  job.run([](DeviceRank& rank) {
+    EXPECT_TRUE(allreduce_once(rank, "warm").ok());
+    if (rank.rank() == 1) rank.device.fail(FakeCall::kAllocate, Status::internal("no memory for 4096 bytes"));
+    const std::vector<float> values(8, 1.0f);
+    TensorEntry entry = rank.entry(OpKind::kAllgather, "x", DataType::kFloat32, {8}, rank.produce(values), nullptr);
+    const Status status = rank.run(std::move(entry));
+    if (rank.rank() == 1) {
+      EXPECT_NE(status.text().find("no memory for 4096 bytes"), std::string::npos) << status.text();
+    }
+    rank.device.clear_faults();
+    // The others may have given NCCL what this rank could not: the communicator is of no use any more.
+    const Status after = allreduce_once(rank, "y");
+    EXPECT_NE(after.text().find("no memory for 4096 bytes"), std::string::npos) << after.text();
+    expect_host_works(rank, "z");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, ADeviceThatFallsBehindHoldsUpTheHostAndThenGoesOn) {
+  DeviceJob job(2);
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    rank.device.hang();
+    std::vector<float*> places;
+    std::vector<Result<HandleRef>> handles;
+    for (int i = 0; i < 200; ++i) {
+      places.push_back(rank.produce(std::vector<float>(40'000, 1.0f)));  // too large to be fused
+      handles.push_back(rank.hvd->enqueue(
+          rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {40'000}, places[i], places[i])));
+    }
+    std::this_thread::sleep_for(100ms);
+    const auto done =
+        std::count_if(handles.begin(), handles.end(), [](const auto& one) { return one.value()->done(); });
+    EXPECT_GE(done, 100);
+    EXPECT_LT(done, 140);
+    rank.device.release();
+    for (const auto& handle : handles) {
+      const Status status = rank.wait(handle);
+      ASSERT_TRUE(status.ok()) << status.text();
+    }
+    for (float* const place : places) EXPECT_EQ(rank.consume<float>(place, 1).front(), 2.0f);
+  });
+  job.shut_down();
+}
+
+// ---- graphs
+
+TEST(DeviceGraphs, ACapturedCallRunsWithEachReplay) {
+  DeviceJob job(2);
+  std::vector<FakeGraphRef> graphs(2);
+  std::vector<float*> places(2);
+  job.run([&](DeviceRank& rank) {
+    const auto index = static_cast<std::size_t>(rank.rank());
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    places[index] = rank.produce(std::vector<float>(5, 1.0f));
+    ASSERT_TRUE(rank.device.begin_capture(rank.stream).ok());
+    for (int i = 0; i < 3; ++i) {
+      const Status status = rank.run(
+          rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {5}, places[index], places[index]));
+      ASSERT_TRUE(status.ok()) << status.text();
+    }
+    Result<FakeGraphRef> graph = rank.device.end_capture(rank.stream);
+    ASSERT_TRUE(graph.ok()) << graph.status().text();
+    graphs[index] = std::move(graph).value();
+  });
+  job.run([&](DeviceRank& rank) {
+    const auto index = static_cast<std::size_t>(rank.rank());
+    ASSERT_NE(graphs[index], nullptr);
+    for (int replay = 0; replay < 20; ++replay) {
+      rank.write(reinterpret_cast<std::byte*>(places[index]), std::vector<float>(5, 1.0f));
+      ASSERT_TRUE(rank.device.replay(graphs[index], rank.stream).ok());
+      EXPECT_EQ(rank.consume<float>(places[index], 5), std::vector<float>(5, 8.0f));
+    }
+    const Status status = allreduce_once(rank, "beside");
+    EXPECT_TRUE(status.ok()) << status.text();
+  });
+  job.shut_down();
+}
+
+TEST(DeviceGraphs, WhatCannotBeCapturedSaysSo) {
+  DeviceJob job(2);
+  job.run([&](DeviceRank& rank) {
+    float* const place = rank.produce(std::vector<float>(5, 1.0f));
+    ASSERT_TRUE(rank.device.begin_capture(rank.stream).ok());
+    const Status first = rank.run(rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {5}, place, place));
+    EXPECT_NE(first.text().find("do one step before the capture begins"), std::string::npos) << first.text();
+    static_cast<void>(rank.device.end_capture(rank.stream));
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    ASSERT_TRUE(rank.device.begin_capture(rank.stream).ok());
+    TensorEntry adasum = rank.entry(OpKind::kAllreduce, "a", DataType::kFloat32, {5}, place, place);
+    adasum.request.reduce_op = ReduceOp::kAdasum;
+    const Status second = rank.run(std::move(adasum));
+    EXPECT_NE(second.text().find("cannot become part of a CUDA graph"), std::string::npos) << second.text();
+    static_cast<void>(rank.device.end_capture(rank.stream));
+    EXPECT_TRUE(allreduce_once(rank, "after").ok());
+  });
+  job.shut_down();
+}
+
+}  // namespace
+}  // namespace hvd::testing
