@@ -217,6 +217,7 @@ void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_ha
   if (entry.request.memory != hvd::MemoryKind::kHost) {
     entry.device = inputs.front().device;
     entry.producer = operation.stream;
+    entry.caller_waits = operation.caller_waits != 0;
   }
   std::size_t i = 0;
   hvd::for_each_tensor(entry.request, [&](hvd::DataType dtype, const hvd::Shape& shape) {
@@ -314,7 +315,7 @@ Status let_stream_wait(std::span<hvd_handle* const> handles, void* stream) {
   }
   for (const auto& [session, latest] : marks) {
     for (const hvd::DeviceMarkRef& mark : latest) {
-      HVD_RETURN_IF_ERROR(session->runtime().let_stream_wait(*mark, stream));
+      HVD_RETURN_IF_ERROR(session->runtime().let_stream_wait(mark, stream));
     }
   }
   return {};

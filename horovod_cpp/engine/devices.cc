@@ -40,16 +40,24 @@ Status Devices::receive(TensorEntry& entry) {
   Result<bool> captured = engine.runtime().is_capturing(entry.device, entry.producer);
   if (!captured) return captured.status();
   entry.request.memory = captured.value() ? MemoryKind::kDeviceCaptured : MemoryKind::kDevice;
+  if (entry.caller_waits) {
+    entry.ready = DeviceEvents::place(entry.device, entry.producer, captured.value());
+    return {};
+  }
   Result<DeviceMarkRef> mark = engine.events().mark(entry.device, entry.producer, captured.value());
   if (!mark) return mark.status();
   entry.ready = std::move(mark).value();
   return {};
 }
 
-Status Devices::wait_for(const DeviceMark& mark, DeviceStream stream) {
+Status Devices::wait_for(const DeviceMarkRef& mark, DeviceStream stream) {
+  if (mark->event == nullptr && mark->stream == stream) return {};
   Result<Parts*> here = parts();
   if (!here) return here.status();
-  return here.value()->engine.runtime().wait(mark.device, stream, mark.event);
+  DeviceEngine& engine = here.value()->engine;
+  Result<DeviceMarkRef> recorded = engine.events().recorded(mark);
+  if (!recorded) return recorded.status();
+  return engine.runtime().wait(mark->device, stream, recorded.value()->event);
 }
 
 Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, const std::vector<TensorEntry>& entries,
@@ -62,6 +70,10 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
   settings.priority = priority;
   settings.captured = response.memory == MemoryKind::kDeviceCaptured;
   settings.device = -1;
+  const bool staged = options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
+  const DeviceMarkRef& first = entries.front().ready;
+  settings.on_producer = !staged && entries.size() == 1 && first && first->event == nullptr;
+  if (settings.on_producer) settings.producer = first->stream;
   for (const TensorEntry& entry : entries) {
     if (!entry.ready) continue;  // stands in for a tensor of a rank that has joined
     if (settings.device >= 0 && entry.device != settings.device) {
@@ -69,11 +81,13 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
           fmt::format("tensors of one call lie on devices {} and {}", settings.device, entry.device));
     }
     settings.device = entry.device;
-    add_mark(settings.ready, entry.ready);
+    if (settings.on_producer) continue;
+    Result<DeviceMarkRef> mark = here.value()->engine.events().recorded(entry.ready);
+    if (!mark) return mark.status();
+    add_mark(settings.ready, mark.value());
   }
   if (settings.device < 0) settings.device = last_device_;
   last_device_ = settings.device;
-  const bool staged = options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
   if (!staged) return here.value()->nccl.begin_call(std::move(settings));
   return std::unique_ptr<Backend>(std::make_unique<StagedBackend>(loop_, here.value()->engine, std::move(settings)));
 }

@@ -28,7 +28,7 @@ class Devices {
   /// that is being captured. kInvalidArgument for a device that is not there, kUnavailable without a driver.
   Status receive(TensorEntry& entry);
   /// What `stream` is given from now on begins after `mark`.
-  Status wait_for(const DeviceMark& mark, DeviceStream stream);
+  Status wait_for(const DeviceMarkRef& mark, DeviceStream stream);
 
   /// For the tensors of `entries`, which lie in device memory as the response says.
   Result<std::unique_ptr<Backend>> begin_call(const Response& response, const std::vector<TensorEntry>& entries,

@@ -60,7 +60,7 @@ class Runtime final : private TransportEvents {
   bool lost_a_peer() const { return lost_a_peer_.load(); }
   RuntimeStatistics statistics() const;
   /// Lets `stream` wait for the results of an operation on device memory that is done.
-  Status let_stream_wait(const DeviceMark& launched, DeviceStream stream) {
+  Status let_stream_wait(const DeviceMarkRef& launched, DeviceStream stream) {
     return devices_.wait_for(launched, stream);
   }
   /// True when a framework thread has handed over something that no step has seen.

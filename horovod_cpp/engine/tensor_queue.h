@@ -27,6 +27,7 @@ struct TensorEntry {
   std::byte* output = nullptr;
   std::vector<Memory> more;  ///< a group: of the tensors after the first
   int device = -1;           ///< of device memory; of a join: where to put what stands in for tensors, -1: anywhere
+  bool caller_waits = false;  ///< of device memory: the caller goes on on the same stream once it is in line
   DeviceStream producer = nullptr;  ///< of device memory: the stream that makes the inputs, until `ready` stands for it
   DeviceMarkRef ready;
   HandleRef handle;

@@ -32,14 +32,16 @@ Result<DeviceStream> DeviceEngine::stream(int device, bool captured) {
   return made;
 }
 
-void DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void> held) {
+std::weak_ptr<void> DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void> held) {
+  auto kept = std::make_shared<std::shared_ptr<void>>(std::move(held));
   if (mark->captured) {
-    kept_by_graphs_.push_back(std::move(held));
-    return;
+    kept_by_graphs_.push_back(kept);
+    return kept;
   }
-  kept_.push_back({std::move(mark), std::move(held)});
+  kept_.push_back({std::move(mark), kept});
   pause_ = kFirstPause;
   if (timer_ == 0) look_later();
+  return kept;
 }
 
 void DeviceEngine::abandon() {
@@ -60,12 +62,35 @@ void DeviceEngine::look_later() {
   pause_ = std::min(2 * pause_, kLongestPause);
 }
 
+bool DeviceEngine::front_is_done() {
+  const DeviceMarkRef mark = kept_.front().mark;
+  if (mark->event == nullptr) {
+    const Result<bool> capturing = runtime_.is_capturing(mark->device, mark->stream);
+    if (capturing && capturing.value()) return false;  // an event would become part of a graph; later
+    Result<DeviceMarkRef> recorded = events_.recorded(mark);
+    if (!recorded) {
+      log::error("a stream cannot be watched: {}", recorded.status().text());
+      kept_by_graphs_.push_back(kept_.front().held);  // there is no telling when it is done
+      return true;
+    }
+    // It stands as well for what came on the same stream until now.
+    for (Kept& kept : kept_) {
+      if (kept.mark->event == nullptr && kept.mark->device == mark->device && kept.mark->stream == mark->stream) {
+        kept.mark = recorded.value();
+      }
+    }
+  }
+  const Result<bool> done = runtime_.query(mark->device, kept_.front().mark->event);
+  if (!done) {
+    log::error("a device cannot be watched: {}", done.status().text());
+    kept_by_graphs_.push_back(kept_.front().held);
+  }
+  return !done || done.value();
+}
+
 void DeviceEngine::look() {
-  // A device does its work in order, so one look at the oldest tells of all that is not done behind it.
-  while (!kept_.empty()) {
-    const Result<bool> done = runtime_.query(kept_.front().mark->device, kept_.front().mark->event);
-    if (done && !done.value()) break;
-    if (!done) log::error("a device failed: {}", done.status().text());  // and does nothing more with the memory
+  // Not each is looked at: what comes later is rarely done earlier, and nobody waits for it here.
+  while (!kept_.empty() && front_is_done()) {
     const Kept finished = std::move(kept_.front());
     kept_.pop_front();
   }

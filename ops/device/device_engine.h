@@ -33,7 +33,8 @@ class DeviceEngine {
   LaunchOrder& order() { return order_; }
 
   /// Holds `held` until what `mark` stands for is done, and for ever if that is a part of a graph, which may run again.
-  void keep(DeviceMarkRef mark, std::shared_ptr<void> held);
+  /// What is returned lives as long. The stream of a mark without an event has to live for some milliseconds more.
+  std::weak_ptr<void> keep(DeviceMarkRef mark, std::shared_ptr<void> held);
   void keep_for_good(std::shared_ptr<void> held) { kept_by_graphs_.push_back(std::move(held)); }
   /// Whether something is held that a device is not done with.
   bool pending() const { return !kept_.empty(); }
@@ -52,8 +53,10 @@ class DeviceEngine {
 
   struct Kept {
     DeviceMarkRef mark;
-    std::shared_ptr<void> held;
+    std::shared_ptr<std::shared_ptr<void>> held;
   };
+
+  bool front_is_done();
 
   void look_later();
 

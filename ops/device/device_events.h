@@ -17,6 +17,8 @@ namespace hvd {
 /// All that a stream had been given when this was made. The event goes back to its pool with the last reference.
 struct DeviceMark {
   int device = 0;
+  /// nullptr: none was recorded, as whoever made this goes on on the same stream. Recorded later, an event stands for it
+  /// and for what the stream has been given since.
   DeviceEvent event = nullptr;
   DeviceStream stream = nullptr;
   std::uint64_t number = 0;  ///< a mark of the same stream with a higher number was made later, and stands for more
@@ -37,6 +39,16 @@ inline void add_mark(std::vector<DeviceMarkRef>& marks, const DeviceMarkRef& mar
 class DeviceEvents {
  public:
   explicit DeviceEvents(DeviceRuntime& runtime) : idle_(std::make_shared<Idle>(runtime)) {}
+
+  /// A mark without an event.
+  static DeviceMarkRef place(int device, DeviceStream stream, bool captured) {
+    return std::make_shared<DeviceMark>(DeviceMark{device, nullptr, stream, 0, captured});
+  }
+  /// The mark itself, or one with an event in its place.
+  Result<DeviceMarkRef> recorded(const DeviceMarkRef& mark) {
+    if (mark->event != nullptr) return mark;
+    return this->mark(mark->device, mark->stream, mark->captured);
+  }
 
   /// Marks what `stream` has been given so far.
   Result<DeviceMarkRef> mark(int device, DeviceStream stream, bool captured = false) {

@@ -215,12 +215,7 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, const DeviceCallSet
 void NcclBackend::watch() {
   for (auto& [set, communicator] : communicators_) {
     auto& pending = communicator.pending;
-    while (!pending.empty()) {
-      const DeviceMarkRef& mark = pending.front().second;
-      const Result<bool> done = devices_.runtime().query(mark->device, mark->event);
-      if (done && !done.value()) break;
-      pending.pop_front();
-    }
+    while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
     if (pending.empty() || communicator.comm == nullptr) continue;
     nccl::Result state = nccl::kSuccess;
     Status status =

@@ -51,7 +51,7 @@ class NcclBackend {
     nccl::Comm comm = nullptr;
     int device = -1;
     Status failed;
-    std::deque<std::pair<std::uint64_t, DeviceMarkRef>> pending;  // calls put in line and, as far as known, not done
+    std::deque<std::pair<std::uint64_t, std::weak_ptr<void>>> pending;  // calls in line, with what is kept for them
   };
 
   Task<Status> connect(CollectiveContext& context, const DeviceCallSettings& settings);

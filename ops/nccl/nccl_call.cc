@@ -108,9 +108,13 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
   if (context.size() > 1) {
     HVD_CO_RETURN_IF_ERROR(co_await backend_.connect(context, settings_));
   }
-  Result<DeviceStream> stream = backend_.devices_.stream(settings_.device, settings_.captured);
-  if (!stream) co_return stream.status();
-  stream_ = *stream;
+  if (settings_.on_producer) {
+    stream_ = settings_.producer;
+  } else {
+    Result<DeviceStream> stream = backend_.devices_.stream(settings_.device, settings_.captured);
+    if (!stream) co_return stream.status();
+    stream_ = *stream;
+  }
   has_stream_ = true;
   for (const DeviceMarkRef& mark : settings_.ready) {
     HVD_CO_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, mark->event));
@@ -121,7 +125,9 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
 
 DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
   DeviceMarkRef mark;
-  if (has_stream_) {
+  if (has_stream_ && settings_.on_producer) {
+    mark = DeviceEvents::place(settings_.device, stream_, settings_.captured);
+  } else if (has_stream_) {
     Result<DeviceMarkRef> made = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
     if (made) {
       mark = std::move(made).value();
@@ -133,10 +139,10 @@ DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
   // A rank that has not given NCCL what the others have is out of step with them from here on.
   if (!status.ok() && communicator.comm != nullptr) backend_.fail_set(settings_.process_set, status);
   if (mark) {
+    std::weak_ptr<void> kept = backend_.devices_.keep(mark, std::move(held));
     if (status.ok() && communicator.comm != nullptr && !settings_.captured) {
-      communicator.pending.emplace_back(settings_.call, mark);
+      communicator.pending.emplace_back(settings_.call, std::move(kept));
     }
-    backend_.devices_.keep(mark, std::move(held));
   }
   if (std::exchange(in_turn_, false)) backend_.devices_.order().leave();
   return mark;

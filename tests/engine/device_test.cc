@@ -134,15 +134,21 @@ class DeviceRank {
       output.block->has_consumer = true;
       output.block->consumer = stream;
     }
-    return hvd->runtime().let_stream_wait(*handle.value()->output().launched, stream);
+    return hvd->runtime().let_stream_wait(handle.value()->output().launched, stream);
   }
-  Status run(TensorEntry made) { return wait(hvd->enqueue(std::move(made))); }
+  Status run(TensorEntry made) {
+    made.caller_waits = ++runs_ % 2 == 0;  // on the caller's stream, and on the engine's
+    return wait(hvd->enqueue(std::move(made)));
+  }
 
   FakeDevice device;
   FakeSource source;
   std::unique_ptr<TestRank> hvd;
   DeviceStream stream = nullptr;
   std::vector<std::unique_ptr<Tensor>> tensors;
+
+ private:
+  int runs_ = 0;
 };
 
 class DeviceJob {
