@@ -16,6 +16,7 @@
 #include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
 #include "horovod_cpp/engine/tensor_queue.h"
+#include "horovod_cpp/engine/timeline.h"
 #include "ops/collective_context.h"
 #include "ops/host_buffers.h"
 
@@ -32,6 +33,9 @@ class Executor {
  public:
   Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, const Options& options,
            std::function<void(CallEnded)> on_call_ended);
+
+  /// Tells `timeline`, which may be nullptr, what happens. Before the first call.
+  void record_in(Timeline* timeline) { timeline_ = timeline; }
 
   /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
   void carry_out(Response response);
@@ -57,6 +61,7 @@ class Executor {
     MembershipRef membership;
     std::vector<TensorEntry> entries;
     std::vector<std::shared_ptr<std::byte>> buffers;  // for fusion, and for what a joined rank does not want
+    CallActivities activities;
     std::unique_ptr<CollectiveContext> context;
     Priority priority = 0;
   };
@@ -88,6 +93,7 @@ class Executor {
   TensorQueue& queue_;
   const Options& options_;
   std::function<void(CallEnded)> on_call_ended_;
+  Timeline* timeline_ = nullptr;
   HostBufferPool buffers_;
   std::map<ProcessSetId, Lane> lanes_;
   Priority next_priority_ = 0;

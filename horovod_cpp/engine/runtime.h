@@ -31,6 +31,7 @@ class Runtime final : private TransportEvents {
     std::vector<std::vector<int>> process_sets;  ///< static sets, ascending ranks; ids 1, 2, ...
     Options options;
     FaultHook* fault = nullptr;
+    Timeline* timeline = nullptr;  ///< outlives the runtime
   };
 
   Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings settings);
