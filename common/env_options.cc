@@ -153,6 +153,17 @@ constexpr std::array kRows{
           return Status();
         },
         [](const Options& o) { return o.gpu_operations; }},
+    Row{{"HOROVOD_TIMELINE", "file that rank 0 records a timeline in; with {rank} in it, one for each rank", false},
+        [](Options& o, std::string_view t) {
+          o.timeline = t;
+          return Status();
+        },
+        no_show},
+    Row{{"HOROVOD_TIMELINE_MARK_CYCLES", "1 marks in the timeline when new operations are taken up", false},
+        [](Options& o, std::string_view t) {
+          return store(o.timeline_mark_cycles, parse_integer(t, {0, 1}, "0 or 1"));
+        },
+        no_show},
     Row{{"HOROVOD_FAULT", "faults to inject, for tests: action@point#n[:rank=r],...", false},
         [](Options& o, std::string_view t) {
           o.fault = t;

@@ -173,3 +173,9 @@ def streams_wait(handles: Sequence[Handle], stream: int, /) -> None:
 
 def statistics() -> dict[str, int]:
     """What happened so far on this rank; see ``hvd_statistics`` in c_api.h."""
+
+def timeline_start(path: str | bytes, mark_cycles: bool) -> None:
+    """Record into this file from now on; see ``hvd_timeline_start`` in c_api.h."""
+
+def timeline_stop() -> None:
+    """End the file; nothing if none is recorded. Blocks until everything is in it."""

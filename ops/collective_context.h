@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "ops/activity.h"
 #include "ops/host_buffers.h"
 #include "ops/membership.h"
 #include "ops/reduce/reducer.h"
@@ -24,8 +25,9 @@ class CollectiveContext {
     std::uint64_t call = 0;  ///< number of the call within its set: names its channel
     Priority priority = 0;
     std::size_t segment_bytes = std::size_t{256} << 10;
-    std::shared_ptr<void> keep_alive;   ///< memory of the call; transports hold it as long as they need it
-    HostBufferPool* buffers = nullptr;  ///< where `lease` takes from; nullptr: allocated each time
+    std::shared_ptr<void> keep_alive;        ///< memory of the call; transports hold it as long as they need it
+    HostBufferPool* buffers = nullptr;       ///< where `lease` takes from; nullptr: allocated each time
+    ActivityListener* activities = nullptr;  ///< told what the call does, if anybody wants to know
   };
 
   CollectiveContext(Loop& loop, Fabric& fabric, MembershipRef membership, Settings settings);
@@ -37,6 +39,7 @@ class CollectiveContext {
   int rank() const { return rank_; }  ///< in the process set, like every rank below
   int size() const { return membership_->size(); }
   std::size_t segment_bytes() const { return settings_.segment_bytes; }
+  ActivityListener* activities() const { return settings_.activities; }
 
   /// Each ends with a Status: arrived, or cancelled, or a lost peer. Memory stays valid until then.
   Pending send(int to, std::span<const std::byte> bytes);

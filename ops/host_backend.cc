@@ -138,7 +138,11 @@ Task<Status> host_adasum(CollectiveContext& context, AllreduceCall call) {
     std::memcpy(tensor.output, tensor.input, bytes);
   }
   HVD_CO_RETURN_IF_ERROR(scale(tensor.output, call.dtype, tensor.count, call.prescale));
-  HVD_CO_RETURN_IF_ERROR(co_await adasum_algorithms().front().run(context, {tensor.output, bytes}, call.dtype));
+  {
+    const AdasumAlgorithm& algorithm = adasum_algorithms().front();
+    const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+    HVD_CO_RETURN_IF_ERROR(co_await algorithm.run(context, {tensor.output, bytes}, call.dtype));
+  }
   HVD_CO_RETURN_IF_ERROR(scale(tensor.output, call.dtype, tensor.count, call.postscale));
   co_return Status();
 }
@@ -159,6 +163,7 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
   const bool some_missing = std::any_of(call.tensors.begin(), call.tensors.end(), has_no_input);
   ReduceBuffer buffer;
   if (fused) {
+    const Activity packing(context.activities(), ActivityKind::kPack);
     pack(call, layout, fusion.data());
     buffer.input = buffer.output = fusion.data();
     buffer.bytes = fusion_bytes(call);
@@ -178,10 +183,14 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
   if (some_missing) fill_missing(call, layout, buffer.output);
   std::byte* const result = buffer.output;
   if (context.size() > 1) {
+    const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
     HVD_CO_RETURN_IF_ERROR(co_await algorithm.run(context, std::move(buffer), *reducer));
   }
   HVD_CO_RETURN_IF_ERROR(finish_scaling(call, result, count, context.size()));
-  if (fused) unpack(call, layout, result);
+  if (fused) {
+    const Activity unpacking(context.activities(), ActivityKind::kUnpack);
+    unpack(call, layout, result);
+  }
   co_return Status();
 }
 
@@ -201,7 +210,10 @@ Task<Status> host_reducescatter(CollectiveContext& context, ReducescatterCall ca
   if (fused || call.prescale != 1.0) {  // the input is not to be changed
     std::byte* const copy = context.lease(bytes);
     if (copy == nullptr) co_return Status::internal("no memory for a copy of what is to be reduced");
-    pack(call, layout, copy);
+    {
+      const Activity packing(context.activities(), ActivityKind::kPack);
+      pack(call, layout, copy);
+    }
     HVD_CO_RETURN_IF_ERROR(scale(copy, call.dtype, bytes / reducer->element_bytes, call.prescale));
     buffer.input = copy;
   }
@@ -210,9 +222,14 @@ Task<Status> host_reducescatter(CollectiveContext& context, ReducescatterCall ca
     if (buffer.output == nullptr) co_return Status::internal("no memory for the result of a fused reducescatter");
   }
   std::byte* const result = buffer.output;
-  HVD_CO_RETURN_IF_ERROR(co_await reducescatter_algorithms().front().run(context, std::move(buffer), *reducer));
+  {
+    const ReducescatterAlgorithm& algorithm = reducescatter_algorithms().front();
+    const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+    HVD_CO_RETURN_IF_ERROR(co_await algorithm.run(context, std::move(buffer), *reducer));
+  }
   HVD_CO_RETURN_IF_ERROR(finish_scaling(call, result, own_bytes / reducer->element_bytes, context.size()));
   if (fused) {
+    const Activity unpacking(context.activities(), ActivityKind::kUnpack);
     const std::byte* place = result;
     for (const ReducescatterTensor& tensor : call.tensors) {
       const std::size_t share =
@@ -229,7 +246,9 @@ Task<Status> host_alltoall(CollectiveContext& context, const std::byte* input, s
   ExchangeBuffer buffer{input, output, {0}, {0}};
   for (const std::size_t bytes : bytes_to) buffer.to.push_back(buffer.to.back() + bytes);
   for (const std::size_t bytes : bytes_from) buffer.from.push_back(buffer.from.back() + bytes);
-  co_return co_await alltoall_algorithms().front().run(context, std::move(buffer));
+  const AlltoallAlgorithm& algorithm = alltoall_algorithms().front();
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+  co_return co_await algorithm.run(context, std::move(buffer));
 }
 
 Task<Status> host_exchange_counts(CollectiveContext& context, std::vector<std::int64_t> to,
@@ -250,16 +269,24 @@ Task<Status> host_allgather(CollectiveContext& context, const std::byte* input, 
                             std::vector<std::size_t> bytes_by_rank) {
   GatherBuffer buffer{input, output, {0}};
   for (const std::size_t bytes : bytes_by_rank) buffer.blocks.push_back(buffer.blocks.back() + bytes);
-  co_return co_await allgather_algorithms().front().run(context, std::move(buffer));
+  const AllgatherAlgorithm& algorithm = allgather_algorithms().front();
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+  co_return co_await algorithm.run(context, std::move(buffer));
 }
 
 Task<Status> host_broadcast(CollectiveContext& context, const std::byte* input, std::byte* output, std::size_t bytes,
                             int root) {
   if (context.rank() == root && input != output && bytes > 0) std::memcpy(output, input, bytes);
-  co_return co_await broadcast_algorithms().front().run(context, {output, bytes}, root);
+  const BroadcastAlgorithm& algorithm = broadcast_algorithms().front();
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+  co_return co_await algorithm.run(context, {output, bytes}, root);
 }
 
-Task<Status> host_barrier(CollectiveContext& context) { co_return co_await barrier_algorithms().front().run(context); }
+Task<Status> host_barrier(CollectiveContext& context) {
+  const BarrierAlgorithm& algorithm = barrier_algorithms().front();
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
+  co_return co_await algorithm.run(context);
+}
 
 // ---- as a backend ---------------------------------------------------------------------------------------------------
 
@@ -310,12 +337,16 @@ Task<Status> HostBackend::allgather(CollectiveContext& context, AllgatherCall ca
   std::byte* const packed = context.lease(blocks[own]);
   std::byte* const gathered = context.lease(total);
   if (packed == nullptr || gathered == nullptr) co_return no_memory(total);
-  std::byte* place = packed;
-  for (const AllgatherTensor& tensor : call.tensors) {
-    if (tensor.bytes_by_rank[own] > 0) std::memcpy(place, tensor.input, tensor.bytes_by_rank[own]);
-    place += tensor.bytes_by_rank[own];
+  {
+    const Activity packing(context.activities(), ActivityKind::kPack);
+    std::byte* place = packed;
+    for (const AllgatherTensor& tensor : call.tensors) {
+      if (tensor.bytes_by_rank[own] > 0) std::memcpy(place, tensor.input, tensor.bytes_by_rank[own]);
+      place += tensor.bytes_by_rank[own];
+    }
   }
   HVD_CO_RETURN_IF_ERROR(co_await host_allgather(context, packed, gathered, blocks));
+  const Activity unpacking(context.activities(), ActivityKind::kUnpack);
   const std::byte* from = gathered;
   for (std::size_t rank = 0; rank < ranks; ++rank) {
     for (AllgatherTensor& tensor : call.tensors) {

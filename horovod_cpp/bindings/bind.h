@@ -45,6 +45,7 @@ void bind_lifecycle(pybind11::module_& module);
 void bind_process_sets(pybind11::module_& module);
 void bind_operations(pybind11::module_& module);
 void bind_statistics(pybind11::module_& module);
+void bind_timeline(pybind11::module_& module);
 
 /// A borrowed view of `ranks` for the C ABI.
 inline hvd_rank_list rank_list(const std::vector<std::int32_t>& ranks) {

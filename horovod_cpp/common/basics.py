@@ -215,6 +215,35 @@ def rocm_built() -> bool:
     return False
 
 
+def start_timeline(file_path: str | os.PathLike[str], mark_cycles: bool = False) -> None:
+    """Record what happens to operations in a file for chrome://tracing or Perfetto, from now on; see docs/timeline.md.
+
+    Each rank calls it for itself, at any time; `HOROVOD_TIMELINE=DYNAMIC` is not needed. Rank 0 records for all; other
+    ranks do nothing, unless `{rank}` in the path makes it one file for each rank. While another file is being written
+    that one is ended first; the same file goes on.
+
+    Args:
+        file_path: the file, which is made or emptied.
+        mark_cycles: mark when the engine takes up new operations.
+    Raises: ValueError before `init`, and, with path and reason, if the file cannot be written.
+    """
+    try:
+        _core.timeline_start(os.fsencode(file_path), mark_cycles)
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None
+
+
+def stop_timeline() -> None:
+    """End the timeline. Blocks until everything is in the file. Does nothing if none is recorded.
+
+    `shutdown` does it, too. Raises: ValueError before `init`.
+    """
+    try:
+        _core.timeline_stop()
+    except _core.Error as error:
+        raise exceptions.query_error(error) from None
+
+
 def statistics() -> dict[str, int]:
     """Counters of this rank since `init`: operations, bytes, messages; see `hvd_statistics` in c_api.h."""
     try:

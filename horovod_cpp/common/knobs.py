@@ -22,7 +22,6 @@ _WITHOUT_EFFECT = {
     "HOROVOD_TORUS_ALLREDUCE": "there is no torus algorithm",
     "HOROVOD_DISABLE_GROUP_FUSION": "a group is an operation of its own",
     "HOROVOD_ADASUM_MPI_CHUNK_SIZE": "HOROVOD_SEGMENT_BYTES cuts messages",
-    "HOROVOD_TIMELINE*": "there is no timeline yet",
     "HOROVOD_AUTOTUNE*": "there is no autotuning yet",
     "HOROVOD_ELASTIC_TIMEOUT": "HOROVOD_START_TIMEOUT limits the wait for ranks",
 }

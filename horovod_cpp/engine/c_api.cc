@@ -521,4 +521,16 @@ int hvd_get_statistics(hvd_statistics* statistics) {
   });
 }
 
+int hvd_timeline_start(const char* path, int32_t mark_cycles) {
+  return with_session(
+      [&](const auto& here) { return here->timeline().start(path != nullptr ? path : "", mark_cycles != 0); });
+}
+
+int hvd_timeline_stop(void) {
+  return with_session([](const auto& here) -> Status {
+    here->timeline().stop();
+    return {};
+  });
+}
+
 }  // extern "C"

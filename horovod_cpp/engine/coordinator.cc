@@ -79,6 +79,7 @@ void Coordinator::take_request(int rank, Request request, TimePoint now, Outbox&
     return;
   }
   readiness_.add_full(membership, *index, std::move(request), now);
+  if (is_on(settings_.timeline)) settings_.timeline->rank_ready(key, rank);
   if (key.op == OpKind::kJoin) joining_.insert(rank);
   if (is_ready(key)) settle(key, now);
 }
@@ -136,6 +137,7 @@ void Coordinator::take_cached(int rank, CacheId id, TimePoint now) {
   const std::optional<int> index = membership ? membership->index_of(rank) : std::nullopt;
   if (!index || !sets_.failure(key.process_set).ok()) return;
   readiness_.add_cached(membership, *index, key, id, now);
+  if (is_on(settings_.timeline)) settings_.timeline->rank_ready(key, rank);
   if (is_ready(key)) settle(key, now);
 }
 
@@ -150,6 +152,7 @@ void Coordinator::settle(const OperationKey& key, TimePoint now) {
                          "the ranks that have joined",
                          name_of(key.op), key.name, rank_text(joined) + (joined.size() > 1 ? " have" : " has"))),
          now});
+    note_answer(pending);
     return;
   }
   Agreement agreement =
@@ -163,6 +166,13 @@ void Coordinator::settle(const OperationKey& key, TimePoint now) {
     joined_.clear();
   }
   ready_.push_back({std::move(agreement.response), now + settings_.company_time});
+  note_answer(pending);
+}
+
+// The last one that became ready.
+void Coordinator::note_answer(const ReadinessTable::Pending& pending) const {
+  if (!is_on(settings_.timeline)) return;
+  settings_.timeline->answered(ready_.back().response, pending.membership->contains(everyone_->first()));
 }
 
 void Coordinator::settle_process_set(Response& response, const Request& agreed) {

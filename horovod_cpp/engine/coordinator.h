@@ -13,6 +13,7 @@
 #include "horovod_cpp/engine/control_plane.h"
 #include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
+#include "horovod_cpp/engine/timeline.h"
 
 namespace hvd {
 
@@ -21,6 +22,7 @@ struct CoordinatorSettings {
   std::size_t cache_capacity = 0;
   Duration company_time{};         ///< longest wait of a small ready tensor for others to fuse with
   Duration stall_shutdown_time{};  ///< 0: never
+  Timeline* timeline = nullptr;    ///< told who asked, and what was agreed
 };
 
 class Coordinator {
@@ -57,6 +59,7 @@ class Coordinator {
   void take_request(int rank, Request request, TimePoint now, Outbox& out);
   void take_cached(int rank, CacheId id, TimePoint now);
   void settle(const OperationKey& key, TimePoint now);
+  void note_answer(const ReadinessTable::Pending& pending) const;
   bool is_ready(const OperationKey& key) const;
   std::string hint(const OperationKey& key, const ReadinessTable::Pending& pending) const;
   std::vector<int> really_missing(const ReadinessTable::Pending& pending) const;

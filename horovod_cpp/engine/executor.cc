@@ -74,6 +74,7 @@ void Executor::carry_out(Response response) {
   call->membership = sets_.find(response.process_set);
   call->response = std::move(response);
   call->entries = std::move(entries);
+  if (is_on(timeline_)) timeline_->call_agreed(call->response, call->entries, *call->membership, fabric_);
   Lane& lane = lanes_[call->response.process_set];
   lane.waiting.push_back(std::move(call));
   ++queued_;
@@ -118,6 +119,12 @@ void Executor::start(Lane& lane, CallRef call) {
   settings.segment_bytes = options_.segment_bytes;
   settings.keep_alive = call;
   settings.buffers = &buffers_;
+  if (is_on(timeline_)) {
+    const timeline::CallId id{response.process_set, response.call};
+    timeline_->call_started(id);
+    call->activities = CallActivities(timeline_, id);
+    settings.activities = &call->activities;
+  }
   call->context = std::make_unique<CollectiveContext>(loop_, fabric_, call->membership, std::move(settings));
   lane.running.emplace(response.call, call);
   ++in_flight_;
@@ -356,6 +363,7 @@ void Executor::finish(CallRef call, const Status& status) {
     if (status.code() != StatusCode::kInternal) told = Status::internal(status.text());
   }
   call->context.reset();
+  if (is_on(timeline_)) timeline_->call_ended({process_set, call->response.call}, told);
   for (TensorEntry& entry : call->entries) {
     if (entry.handle != nullptr) entry.handle->output().launched = launched;
     end_entry(entry, told.ok() ? told
@@ -375,7 +383,10 @@ void Executor::end_entry(TensorEntry& entry, const Status& status) {
 }
 
 void Executor::end_entries(std::vector<TensorEntry> entries, const Status& reason) {
-  for (TensorEntry& entry : entries) end_entry(entry, reason);
+  for (TensorEntry& entry : entries) {
+    if (is_on(timeline_)) timeline_->operation_ended(entry.request.key, reason);
+    end_entry(entry, reason);
+  }
 }
 
 void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
@@ -384,6 +395,7 @@ void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
   if (found == lanes_.end()) return;
   Lane& lane = found->second;
   for (CallRef& call : std::exchange(lane.waiting, {})) {
+    if (is_on(timeline_)) timeline_->call_ended({process_set, call->response.call}, reason);
     --queued_;
     end_entries(std::move(call->entries), reason);
   }

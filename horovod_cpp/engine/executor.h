@@ -17,6 +17,7 @@
 #include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
 #include "horovod_cpp/engine/tensor_queue.h"
+#include "horovod_cpp/engine/timeline.h"
 #include "ops/collective_context.h"
 #include "ops/host_backend.h"
 
@@ -33,6 +34,9 @@ class Executor {
  public:
   Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, Devices& devices,
            const Options& options, std::function<void(CallEnded)> on_call_ended);
+
+  /// Tells `timeline`, which may be nullptr, what happens. Before the first call.
+  void record_in(Timeline* timeline) { timeline_ = timeline; }
 
   /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
   void carry_out(Response response);
@@ -58,6 +62,7 @@ class Executor {
     MembershipRef membership;
     std::vector<TensorEntry> entries;
     std::vector<std::shared_ptr<std::byte>> outputs;  // that the engine made, while the result may not be wanted
+    CallActivities activities;
     std::unique_ptr<CollectiveContext> context;
     std::unique_ptr<Backend> of_device;  // what carries it out, where that is not the host's
     Backend* backend = nullptr;
@@ -95,6 +100,7 @@ class Executor {
   Devices& devices_;
   const Options& options_;
   std::function<void(CallEnded)> on_call_ended_;
+  Timeline* timeline_ = nullptr;
   HostBufferPool buffers_;
   HostBackend host_;
   std::map<ProcessSetId, Lane> lanes_;

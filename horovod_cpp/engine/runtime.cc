@@ -13,12 +13,13 @@ namespace {
 constexpr int kResumesPerStep = 16;  // then control messages are looked at again
 constexpr Duration kPollingNap = std::chrono::microseconds(50);
 
-CoordinatorSettings coordinator_settings(const Options& options) {
+CoordinatorSettings coordinator_settings(const Options& options, Timeline* timeline) {
   CoordinatorSettings settings;
   settings.fusion = {options.fusion_threshold_bytes, options.fusion_copy_limit_bytes, options.small_limit_bytes};
   settings.cache_capacity = options.cache_capacity;
   settings.company_time = options.cycle_time;
   settings.stall_shutdown_time = options.stall_shutdown_time;
+  settings.timeline = timeline;
   return settings;
 }
 
@@ -31,7 +32,7 @@ Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings se
       loop_(clock),
       sets_(settings_.everyone),
       published_sets_(sets_),
-      controller_(fabric_->rank(), sets_, coordinator_settings(settings_.options)),
+      controller_(fabric_->rank(), sets_, coordinator_settings(settings_.options, settings_.timeline)),
       devices_(loop_, settings_.devices, settings_.options,
                [this](ProcessSetId set, std::uint64_t call, const Status& reason) {
                  ended_calls_.push_back({set, call, reason, executor_.in_flight()});
@@ -41,6 +42,7 @@ Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings se
       stalls_(settings_.options.stall_check_time),
       said_goodbye_(static_cast<std::size_t>(fabric_->size())),
       lost_(static_cast<std::size_t>(fabric_->size())) {
+  executor_.record_in(settings_.timeline);
   fabric_->set_events(*this);
   fabric_->set_fault_hook(settings_.fault);
   ProcessSetId id = 1;
@@ -142,7 +144,9 @@ bool Runtime::take_enqueued() {
     executor_.end_entries(std::move(hopeless), reason);
   }
   if (queue_.has_new()) {
-    dispatch(queue_.drain());
+    RequestsEnqueued fresh = queue_.drain();
+    if (is_on(settings_.timeline)) settings_.timeline->taken_up(fresh, queue_);
+    dispatch(std::move(fresh));
     moved = true;
   }
   if (shutdown_wanted_.exchange(false) && !std::exchange(shutdown_requested_, true)) {

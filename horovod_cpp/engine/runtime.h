@@ -32,6 +32,7 @@ class Runtime final : private TransportEvents {
     Options options;
     FaultHook* fault = nullptr;
     DeviceSource* devices = nullptr;  ///< nullptr: host memory only
+    Timeline* timeline = nullptr;     ///< outlives the runtime
   };
 
   Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings settings);

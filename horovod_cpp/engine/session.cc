@@ -13,6 +13,9 @@
 namespace hvd {
 namespace {
 
+// Horovod's word for "when start_timeline is called". Here that may be called at any time.
+constexpr std::string_view kTimelineLater = "DYNAMIC";
+
 Topology topology_of(const Joined& joined, const Connection& connection) {
   Topology topology;
   topology.rank = connection.rank;
@@ -100,14 +103,25 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   runtime.process_sets = std::move(sets).value();
   runtime.options = set;
   runtime.devices = &devices_of_this_machine();
+  session->timeline_ = std::make_unique<Timeline>(session->clock_, connection->rank, connection->size);
+  session->start_timeline();
+  runtime.timeline = session->timeline_.get();
   runtime.fault = session->fault_->empty() ? nullptr : session->fault_.get();
   session->runtime_ = std::make_unique<Runtime>(std::move(connection->fabric), session->clock_, std::move(runtime));
   session->loop_ = std::make_unique<BackgroundLoop>(*session->runtime_, *session->poller_);
   return session;
 }
 
+// A timeline that cannot be written does not keep the job from starting.
+void Session::start_timeline() {
+  if (options_.timeline.empty() || options_.timeline == kTimelineLater) return;
+  const Status started = timeline_->start(options_.timeline, options_.timeline_mark_cycles);
+  if (!started.ok()) log::error("HOROVOD_TIMELINE: {}", started.text());
+}
+
 void Session::shut_down() {
   loop_->shut_down();
+  timeline_->stop();
   if (runtime_->lost_a_peer()) MpiRuntime::skip_finalize();  // it would wait for the dead
 }
 

@@ -8,6 +8,7 @@
 
 #include "horovod_cpp/engine/background_loop.h"
 #include "horovod_cpp/engine/release_queue.h"
+#include "horovod_cpp/engine/timeline.h"
 #include "ops/transport/connect.h"
 
 namespace hvd {
@@ -40,11 +41,13 @@ class Session {
   Runtime& runtime() { return *runtime_; }
   BackgroundLoop& loop() { return *loop_; }
   ReleaseQueue& releases() { return *releases_; }
+  Timeline& timeline() { return *timeline_; }
   /// Ends the job with a farewell; later calls do nothing.
   void shut_down();
 
  private:
   explicit Session(Options options);
+  void start_timeline();
 
   Options options_;
   SteadyClock clock_;
@@ -53,6 +56,7 @@ class Session {
   std::unique_ptr<Joined> joined_;  // what keeps a launcher's library open
   Topology topology_;
   std::unique_ptr<EpollPoller> poller_;
+  std::unique_ptr<Timeline> timeline_;
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<BackgroundLoop> loop_;
 };

@@ -58,6 +58,14 @@ bool TensorQueue::has(const OperationKey& key) const {
   return state_.with([&](const State& state) { return state.waiting.contains(key); });
 }
 
+std::optional<TimePoint> TensorQueue::enqueued(const OperationKey& key) const {
+  return state_.with([&](const State& state) -> std::optional<TimePoint> {
+    const auto found = state.waiting.find(key);
+    if (found == state.waiting.end()) return std::nullopt;
+    return found->second.enqueued;
+  });
+}
+
 void TensorQueue::begin_epoch() {
   state_.with([](State& state) {
     state.unnamed.clear();

@@ -48,6 +48,8 @@ class TensorQueue {
 
   /// Whether an entry of that key waits.
   bool has(const OperationKey& key) const;
+  /// When the entry of that key was handed over, if it waits.
+  std::optional<TimePoint> enqueued(const OperationKey& key) const;
   /// All ranks have joined: unnamed operations are counted from the start again, alike on all.
   void begin_epoch();
 

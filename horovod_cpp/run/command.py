@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-tag", action="store_true", help="do not put '[rank] ' before each line of output")
     add("--start-timeout", type=_positive, metavar="SECONDS", help="how long init waits for all ranks (30)")
     add("--log-level", type=str.lower, choices=LOG_LEVELS, help="how much the library logs (warning)")
+    add("--timeline-filename", metavar="FILE", help="rank 0 records a timeline there; with {rank} in it, every rank")
+    add("--timeline-mark-cycles", action=argparse.BooleanOptionalAction, help="mark when operations are taken up")
     add("command", nargs=argparse.REMAINDER, metavar="program [argument ...]", help="what each rank runs")
     return parser
 
@@ -71,4 +73,8 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
         environment["HOROVOD_START_TIMEOUT"] = str(options.start_timeout)
     if options.log_level is not None:
         environment["HOROVOD_LOG_LEVEL"] = options.log_level
+    if options.timeline_filename is not None:
+        environment["HOROVOD_TIMELINE"] = options.timeline_filename
+    if options.timeline_mark_cycles is not None:
+        environment["HOROVOD_TIMELINE_MARK_CYCLES"] = str(int(options.timeline_mark_cycles))
     return environment

@@ -21,7 +21,9 @@ from horovod_cpp.common.basics import (
     rocm_built,
     shutdown,
     size,
+    start_timeline,
     statistics,
+    stop_timeline,
 )
 from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.process_sets import (
@@ -144,6 +146,8 @@ __all__ = [
     "shutdown",
     "size",
     "sparse_allreduce_async",
+    "start_timeline",
     "statistics",
+    "stop_timeline",
     "synchronize",
 ]

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/loop/sleep.h"
+#include "ops/activity.h"
 #include "ops/reduce/neutral.h"
 
 namespace hvd {
@@ -232,6 +233,11 @@ Status NcclCall::allreduce_alone(const AllreduceCall& call) {
       pieces.push_back({tensor.input, tensor.output, tensor.count});
     }
   }
+  if (call.tensors.size() == 1 && pieces.size() == 1 && call.prescale == 1.0) {
+    const AllreduceTensor& tensor = call.tensors.front();
+    HVD_RETURN_IF_ERROR(copy(tensor.output, tensor.input, tensor.count * size_of(call.dtype)));
+    pieces.clear();
+  }
   DeviceConversion conversion{call.dtype, call.dtype};
   conversion.factor = call.prescale;
   HVD_RETURN_IF_ERROR(convert(conversion, pieces));
@@ -241,6 +247,7 @@ Status NcclCall::allreduce_alone(const AllreduceCall& call) {
 
 // Straight from the caller's memory into the caller's memory.
 Task<Status> NcclCall::allreduce_one(CollectiveContext& context, const AllreduceCall& call) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   const AllreduceTensor& tensor = call.tensors.front();
   const std::byte* input = tensor.input;
   if (tensor.count == 0) co_return Status();
@@ -290,6 +297,7 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
     }
     HVD_CO_RETURN_IF_ERROR(convert(scaling, brought));
   }
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(*buffer, *buffer, bytes / element, call.dtype, call.reduce_op));
   HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
   std::vector<DevicePiece> results;
@@ -308,6 +316,7 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
 }
 
 Task<Status> NcclCall::allgather(CollectiveContext& context, AllgatherCall call) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   if (context.size() == 1) {
     for (const AllgatherTensor& tensor : call.tensors) {
       HVD_CO_RETURN_IF_ERROR(copy(tensor.output, tensor.input, tensor.bytes_by_rank.front()));
@@ -342,6 +351,7 @@ Task<Status> NcclCall::allgather(CollectiveContext& context, AllgatherCall call)
 }
 
 Task<Status> NcclCall::broadcast(CollectiveContext& context, BroadcastCall call) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   if (call.bytes == 0) co_return Status();
   if (context.size() == 1) co_return copy(call.output, call.input, call.bytes);
   HVD_CO_RETURN_IF_ERROR(checked(
@@ -350,6 +360,7 @@ Task<Status> NcclCall::broadcast(CollectiveContext& context, BroadcastCall call)
 }
 
 Task<Status> NcclCall::reducescatter(CollectiveContext& context, ReducescatterCall call) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
   const bool widens = reduction.as != call.dtype && context.size() > 1;
   const std::size_t from_bytes = size_of(call.dtype);
@@ -426,6 +437,7 @@ Task<Status> NcclCall::reducescatter(CollectiveContext& context, ReducescatterCa
 }
 
 Task<Status> NcclCall::alltoall(CollectiveContext& context, AlltoallCall call) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   const auto own = static_cast<std::size_t>(context.rank());
   const auto begin_of = [](const std::vector<std::size_t>& bytes, std::size_t rank) {
     return std::accumulate(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(rank), std::size_t{0});

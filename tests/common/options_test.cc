@@ -82,6 +82,8 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   const Variable m("HOROVOD_DYNAMIC_PROCESS_SETS", "1");
   const Variable n("HOROVOD_TRANSPORT", "tcp");
   const Variable o("HOROVOD_FAULT", "kill@segment_send#17:rank=3");
+  const Variable p("HOROVOD_TIMELINE", "/tmp/t.json");
+  const Variable q("HOROVOD_TIMELINE_MARK_CYCLES", "1");
   const Options options = read();
   EXPECT_EQ(options.fusion_threshold_bytes, 0u);
   EXPECT_EQ(options.fusion_copy_limit_bytes, 1234u);
@@ -98,6 +100,8 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   EXPECT_TRUE(options.dynamic_process_sets);
   EXPECT_EQ(options.transport, "tcp");
   EXPECT_EQ(options.fault, "kill@segment_send#17:rank=3");
+  EXPECT_EQ(options.timeline, "/tmp/t.json");
+  EXPECT_TRUE(options.timeline_mark_cycles);
 }
 
 TEST_F(EnvOptions, TheStallCheckCanBeTurnedOff) {
@@ -120,6 +124,7 @@ TEST_F(EnvOptions, JunkIsRefusedWithVariableValueAndRange) {
   EXPECT_NE(refusal_of("HOROVOD_LOG_LEVEL", "loud").find("trace, debug, info"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_TRANSPORT", "pigeon").find("auto, shm, mpi, tcp"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_DYNAMIC_PROCESS_SETS", "yes").find("0 or 1"), std::string::npos);
+  EXPECT_NE(refusal_of("HOROVOD_TIMELINE_MARK_CYCLES", "often").find("0 or 1"), std::string::npos);
 }
 
 TEST_F(EnvOptions, EveryKnobHasANameAndAMeaningAndTheAgreedOnesAreInTheHandshake) {
@@ -149,6 +154,7 @@ TEST_F(EnvOptions, AChangedAgreedSettingShowsInTheHandshake) {
   changed.segment_bytes += 1;
   changed.dynamic_process_sets = true;
   changed.transport = "tcp";
+  changed.gpu_operations = "host";
   const std::vector<Setting> after = agreed_settings(changed);
   ASSERT_EQ(before.size(), after.size());
   for (std::size_t i = 0; i < before.size(); ++i) EXPECT_NE(before[i].value, after[i].value) << before[i].name;

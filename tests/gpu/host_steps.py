@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -48,16 +49,45 @@ def steps_of(tensor: torch.Tensor, waits: bool, label: str) -> None:
         for name, begin, end in zip(times, points, points[1:], strict=False):
             times[name].append(end - begin)
         times["all"].append(points[-1] - points[0])
-    say(measure="host steps", what=label, **{name: round(statistics.median(t) * 1e6, 2) for name, t in times.items()})
+    say(
+        part="host_steps",
+        measure="host steps",
+        what=label,
+        **{name: round(statistics.median(t) * 1e6, 2) for name, t in times.items()},
+    )
 
 
-def main() -> int:
-    checks = Checks("host_steps", argument_parser(__doc__).parse_args().device)
+def in_a_row(tensor: torch.Tensor, label: str) -> None:
+    """Back to back, as a loop of steps sees it."""
+
+    def median_of(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(20):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(20):
+                call()
+            times.append((time.perf_counter() - begin) / 20)
+        return round(statistics.median(times) * 1e6, 2)
+
+    name = f"row {label}"
+    say(
+        part="host_steps",
+        measure="host steps",
+        what=f"{label}, in a row",
+        waits=median_of(lambda: hvd.allreduce_(tensor, op=hvd.Max, name=name)),
+        goes_on=median_of(lambda: hvd.synchronize(hvd.allreduce_async_(tensor, op=hvd.Max, name=name))),
+        torch_add=median_of(lambda: tensor.add_(1)),
+    )
+
+
+def measure(checks: Checks) -> None:
     on_device = torch.ones(1000, device=checks.device)
     on_host = torch.ones(1000)
     event = torch.cuda.Event()
     other = torch.cuda.Stream()
     say(
+        part="host_steps",
         measure="host steps",
         what="of CUDA",
         event_record=timed(event.record),
@@ -71,7 +101,15 @@ def main() -> int:
     for waits in (True, False):
         steps_of(on_host, waits, f"host, caller {'waits' if waits else 'goes on'}")
         steps_of(on_device, waits, f"device, caller {'waits' if waits else 'goes on'}")
-    return 0
+    in_a_row(on_host, "host")
+    in_a_row(on_device, "device")
+
+
+def main() -> int:
+    arguments = argument_parser(__doc__).parse_args()
+    checks = Checks("host_steps", arguments.device, arguments.short)
+    checks.run("steps", functools.partial(measure, checks))
+    return checks.end()
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class Timings:
             singles: dict[str, list[tuple[float, float]]] = {"raw": [], "ours": []}
             rows: dict[str, list[tuple[float, float]]] = {"raw": [], "ours": []}
             enqueue = []
-            in_row = 10 if self.alone else 3
+            in_row = (200 if size <= 16 * MIB else 20) if self.alone else 3
             for _ in range(turns):
                 singles["raw"].append(span.measure(call_raw))
                 singles["ours"].append(span.measure(call_ours))

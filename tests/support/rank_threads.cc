@@ -45,6 +45,9 @@ TestRank::TestRank(InprocNetwork& network, int rank, Settings settings) {
   runtime_settings.options = settings.options;
   runtime_settings.fault = settings.fault;
   runtime_settings.devices = settings.devices;
+  timeline_ = std::make_unique<Timeline>(clock_, rank, network.size());
+  if (!settings.timeline.empty()) HVD_CHECK(timeline_->start(settings.timeline, settings.timeline_mark_cycles).ok());
+  runtime_settings.timeline = timeline_.get();
   runtime_ = std::make_unique<Runtime>(std::move(fabric), clock_, std::move(runtime_settings));
   loop_ = std::make_unique<BackgroundLoop>(*runtime_, *poller_);
 }

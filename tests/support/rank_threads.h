@@ -20,6 +20,8 @@ class TestRank {
     std::vector<std::vector<int>> process_sets;
     FaultHook* fault = nullptr;
     DeviceSource* devices = nullptr;
+    std::string timeline;  ///< path, with {rank} in it for all ranks; empty: none from the start
+    bool timeline_mark_cycles = false;
   };
 
   TestRank(InprocNetwork& network, int rank, Settings settings);
@@ -28,6 +30,7 @@ class TestRank {
   int size() const { return runtime_->size(); }
   Runtime& runtime() { return *runtime_; }
   BackgroundLoop& loop() { return *loop_; }
+  Timeline& timeline() { return *timeline_; }
 
   /// Each returns the handle, or what enqueue said.
   Result<HandleRef> enqueue(TensorEntry entry, const std::string& call_site = "");
@@ -49,6 +52,7 @@ class TestRank {
  private:
   SteadyClock clock_;
   std::unique_ptr<EpollPoller> poller_;
+  std::unique_ptr<Timeline> timeline_;
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<BackgroundLoop> loop_;
 };

@@ -252,6 +252,17 @@ typedef struct hvd_statistics {
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);
 
+/* Records what happens to operations in a file that chrome://tracing and Perfetto load (docs/timeline.md), from now on.
+ * Each rank calls it for itself. "{rank}" in `path` stands for the rank's number; without it rank 0 alone records, and
+ * on other ranks the call does nothing. While another file is being written that one is ended first; the same file goes
+ * on. `mark_cycles`: 1 marks when new operations are taken up. Opens the file, so it may block as a file system does.
+ * HVD_PRECONDITION before hvd_init. HVD_INVALID_ARGUMENT, with path and reason, if the file cannot be written. If that
+ * shows later, the recording ends with a line in the log and nothing else is touched. */
+HVD_API int hvd_timeline_start(const char* path, int32_t mark_cycles);
+/* Ends the file; blocks until everything is in it. Does nothing where nothing is recorded. hvd_shutdown does it, too.
+ * HVD_PRECONDITION before hvd_init. */
+HVD_API int hvd_timeline_stop(void);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

@@ -91,10 +91,11 @@ def test_no_tag(program) -> None:
 
 
 def test_variables_and_rendezvous_socket(program) -> None:
-    run = hvdrun("-np", "2", "--start-timeout", "7", "--log-level", "DEBUG", *program("""
+    given = ["--start-timeout", "7", "--log-level", "DEBUG", "--timeline-filename", "t{rank}", "--timeline-mark-cycles"]
+    run = hvdrun("-np", "2", *given, *program("""
         import socket
         names = ["RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "RENDEZVOUS_ADDR",
-                 "START_TIMEOUT", "LOG_LEVEL"]
+                 "START_TIMEOUT", "LOG_LEVEL", "TIMELINE", "TIMELINE_MARK_CYCLES"]
         print(*[os.environ["HOROVOD_" + name] for name in names], len(os.environ["HOROVOD_JOB_TOKEN"]))
         address = ("127.0.0.1", int(os.environ["HOROVOD_RENDEZVOUS_PORT"]))
         if rank == 0:
@@ -108,8 +109,8 @@ def test_variables_and_rendezvous_socket(program) -> None:
     """))  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert sorted(run.stdout.splitlines()) == [
-        "[0] 0 2 0 2 0 1 127.0.0.1 7 debug 64",
-        "[1] 1 2 1 2 0 1 127.0.0.1 7 debug 64",
+        "[0] 0 2 0 2 0 1 127.0.0.1 7 debug t{rank} 1 64",
+        "[1] 1 2 1 2 0 1 127.0.0.1 7 debug t{rank} 1 64",
     ]
 
 

@@ -123,7 +123,6 @@ NOT_YET = PAGE.split("\n## Not yet\n")[1].split("\n## ")[0]
 
 def test_functions_that_are_not_yet_here() -> None:
     texts = [text for text in CODE.findall(NOT_YET) if re.fullmatch(r"\w+\(.*\)", text) and "=..." not in text]
-    assert [text.partition("(")[0] for text in texts] == ["start_timeline", "stop_timeline"]
     assert not [text for text in texts if hasattr(hvd, text.partition("(")[0])]
 
 

@@ -48,6 +48,7 @@ SIGNATURES: dict[str, list[tuple[str, object]]] = {
         ("process_set", GLOBAL),
     ],
     "ProcessSet": [("ranks_or_comm", REQUIRED)],
+    "start_timeline": [("file_path", REQUIRED), ("mark_cycles", False)],
     "add_process_set": [("process_set", REQUIRED)],
     "remove_process_set": [("process_set", REQUIRED)],
 }  # fmt: skip
@@ -59,7 +60,7 @@ for same, name in {
 WITHOUT_PARAMETERS = [
     "shutdown", "is_initialized", "rank", "size", "local_rank", "local_size", "cross_rank", "cross_size",
     "is_homogeneous", "mpi_threads_supported", "mpi_enabled", "gloo_enabled", "mpi_built", "gloo_built", "nccl_built",
-    "ddl_built", "ccl_built", "cuda_built", "rocm_built",
+    "ddl_built", "ccl_built", "cuda_built", "rocm_built", "stop_timeline",
 ]  # fmt: skip
 SIGNATURES.update({name: [] for name in WITHOUT_PARAMETERS})
 
