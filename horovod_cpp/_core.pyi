@@ -96,6 +96,22 @@ def interpreter_ends() -> None:
 def is_initialized() -> bool: ...
 def version() -> str: ...
 def mpi_built() -> bool: ...
+def mpi_text() -> str:
+    """What the MPI of this machine says of itself. May block for a second, as the following; see c_api.h."""
+
+def cuda_built() -> bool: ...
+def cuda_devices() -> int:
+    """Number of CUDA devices that this process sees; an Error with the reason where there is none."""
+
+def cuda_text() -> str:
+    """The versions of the CUDA module and of the driver."""
+
+def nccl_version() -> int:
+    """22809 is 2.28.9; an Error with where it was looked for where there is none."""
+
+def nccl_text() -> str:
+    """Version, file, and which of the calls it has that not every NCCL has."""
+
 def topology() -> Topology: ...
 def process_set_add(ranks: Sequence[int]) -> int:
     """Collective over all ranks; returns the id. Blocks."""

@@ -41,6 +41,7 @@ void refuse_after_fork();
 
 /// Makes the exception types, and has forks noticed from now on.
 void bind_errors(pybind11::module_& module);
+void bind_builds(pybind11::module_& module);
 void bind_lifecycle(pybind11::module_& module);
 void bind_process_sets(pybind11::module_& module);
 void bind_operations(pybind11::module_& module);

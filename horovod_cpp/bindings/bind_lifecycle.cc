@@ -58,7 +58,6 @@ void bind_lifecycle(py::module_& module) {
              "Call first in an exit handler: threads that wait for operations stay asleep from now on.");
   module.def("is_initialized", [] { return !used_after_fork() && hvd_is_initialized() == 1; });
   module.def("version", [] { return hvd_version(); });
-  module.def("mpi_built", [] { return hvd_mpi_built() == 1; });
   module.def("topology", topology, "Place of this rank in the job.");
 
   py::class_<hvd_topology>(module, "Topology")

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
                            "; install both from one build");
   }
   hvd::bindings::bind_errors(module);
+  hvd::bindings::bind_builds(module);
   hvd::bindings::bind_lifecycle(module);
   hvd::bindings::bind_process_sets(module);
   hvd::bindings::bind_operations(module);

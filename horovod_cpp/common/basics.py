@@ -191,8 +191,18 @@ def gloo_built() -> bool:
 
 
 def nccl_built() -> int:
-    """Version code of NCCL, an int as in Horovod; 0: not built."""
-    return 0
+    """Version code of the NCCL that was found, an int as in Horovod: 22809 is 2.28.9; 0 without one or the CUDA module.
+
+    The first call opens NCCL and may take a second. HorovodInternalError in a forked child of a rank.
+    """
+    if not _core.cuda_built():
+        return 0
+    try:
+        return _core.nccl_version()
+    except _core.Error as error:
+        if error.code != _core.UNAVAILABLE:
+            raise exceptions.query_error(error) from None
+        return 0
 
 
 def ddl_built() -> bool:
@@ -206,12 +216,12 @@ def ccl_built() -> bool:
 
 
 def cuda_built() -> bool:
-    """Whether CUDA tensors are supported."""
-    return False
+    """Whether the CUDA module was built with this package (whether or not this machine has a GPU)."""
+    return _core.cuda_built()
 
 
 def rocm_built() -> bool:
-    """Whether ROCm tensors are supported."""
+    """False: ROCm is not supported."""
     return False
 
 

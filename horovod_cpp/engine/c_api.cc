@@ -6,12 +6,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
 #include <mutex>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "horovod_cpp/engine/c_api_errors.h"
 #include "horovod_cpp/engine/op_rules/op_rule.h"
 #include "horovod_cpp/engine/session.h"
 
@@ -29,6 +29,7 @@ struct hvd_handle {
 namespace {
 
 using hvd::Status;
+using hvd::c_api::guarded;
 
 // init, shutdown and the pointer to the session. Operations hold the session itself, so a shutdown in another thread
 // cannot take it from under them.
@@ -46,29 +47,7 @@ std::shared_ptr<hvd::Session> session() {
   return current().session.with([](const auto& session) { return session; });
 }
 
-std::string& last_error() {
-  static thread_local std::string text;
-  return text;
-}
-
-int report(const Status& status) {
-  last_error() = status.text();
-  return static_cast<int>(status.code());
-}
-
 Status not_initialised() { return Status::precondition("Horovod has not been initialized; use hvd.init()."); }
-
-// Nothing below throws on purpose; what the standard library throws becomes a code here.
-template <typename Body>
-int guarded(Body body) noexcept {
-  try {
-    return report(body());
-  } catch (const std::bad_alloc&) {
-    return report(Status::internal("out of memory"));
-  } catch (const std::exception& error) {
-    return report(Status::internal(error.what()));
-  }
-}
 
 template <typename Body>
 int with_session(Body body) noexcept {
@@ -369,7 +348,7 @@ int hvd_shutdown(void) {
 
 int hvd_is_initialized(void) { return session() ? 1 : 0; }
 
-const char* hvd_last_error(void) { return last_error().c_str(); }
+const char* hvd_last_error(void) { return hvd::c_api::last_error().c_str(); }
 
 const char* hvd_version(void) { return HVD_VERSION_TEXT; }
 
@@ -392,8 +371,6 @@ int hvd_get_topology(hvd_topology* topology) {
     return {};
   });
 }
-
-int hvd_mpi_built(void) { return HVD_MPI_BUILT; }
 
 int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id) {
   return with_session([&](const auto& here) -> Status {

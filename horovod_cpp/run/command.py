@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import horovod_cpp
+from horovod_cpp.run.check_build import CheckBuild
 from horovod_cpp.run.launcher import Job, JobOptions
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "fatal")
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-v", "--version", action="version", version=horovod_cpp.__version__)
+    add("-cb", "--check-build", action=CheckBuild, help="show what this build has and finds on this machine, and exit")
     add("-np", "--num-proc", type=_positive, required=True, metavar="N", help="number of ranks to start")
     add("--verbose", action="store_true", help="say what is started and how each rank ended")
     add("--output-filename", metavar="FOLDER", help="also write FOLDER/rank.N/stdout and FOLDER/rank.N/stderr")

@@ -189,7 +189,7 @@ def join(device: int = -1) -> int:
     their barriers. Every other operation of theirs is a HorovodInternalError there that names the ranks that have
     joined. Afterwards unnamed operations are counted from the start again on all ranks.
 
-    Args: device: has no effect; the library keeps such elements in host memory.
+    Args: device: has no effect; such elements go where the others' tensors are, on a GPU to the one used last.
     Returns: the rank that joined last, the same on all ranks.
     Raises: HorovodInternalError if a rank is lost or the job ends.
     """

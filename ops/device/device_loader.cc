@@ -16,6 +16,8 @@ Status unavailable(std::string_view text) { return Status::unavailable(fmt::form
 
 }  // namespace
 
+std::optional<std::string> device_module_file() { return first_existing(module_places(kModuleName)); }
+
 Result<DeviceRuntime*> load_device_runtime() {
   static const Result<DeviceRuntime*> result = open_device_runtime(module_places(kModuleName));
   return result;

@@ -37,6 +37,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "horovod_cpp/engine/session": ("common", "horovod_cpp/engine", "ops", "ops/transport", "ops/transport/connect"),
     "horovod_cpp/engine/c_api": ("common", "horovod_cpp/engine", "horovod_cpp/engine/session", "ops/device"),
+    "horovod_cpp/engine/c_api_builds": (
+        "horovod_cpp/engine/c_api",
+        "ops/device",
+        "ops/nccl",
+        "ops/transport/mpi",
+    ),
     "horovod_cpp/bindings": (),
 }
 

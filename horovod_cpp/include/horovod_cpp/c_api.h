@@ -123,8 +123,28 @@ typedef struct hvd_topology {
 /* HVD_PRECONDITION before hvd_init. */
 HVD_API int hvd_get_topology(hvd_topology* topology);
 
+/* ---- what this build has, and what it finds on this machine ---------------------------------------------------- */
+
+/* None of these needs hvd_init. The first question about a library opens it, which may block for a second; the answer
+ * is that of all later ones. HVD_UNAVAILABLE: there is none, and hvd_last_error() says what is missing and where it was
+ * looked for. A text stays valid as long as the process. */
+
 /* 1 when the MPI module was built with this package (whether or not an MPI is on this machine). */
 HVD_API int hvd_mpi_built(void);
+/* What the MPI of this machine says of itself. Does not initialise it. */
+HVD_API int hvd_mpi_text(const char** text);
+
+/* 1 when the CUDA module lies where the library looks for it (whether or not a driver is on this machine). */
+HVD_API int hvd_cuda_built(void);
+/* Number of CUDA devices that this process sees, 1 or more. */
+HVD_API int hvd_cuda_devices(int32_t* count);
+/* The versions of the module and of the driver: "CUDA 13.0, driver 13.0". */
+HVD_API int hvd_cuda_text(const char** text);
+
+/* The version of NCCL as its NCCL_VERSION_CODE: 22809 is 2.28.9. Needs no device. */
+HVD_API int hvd_nccl_version(int32_t* version);
+/* Version, file, and which of the calls it has that not every NCCL has. */
+HVD_API int hvd_nccl_text(const char** text);
 
 /* ---- process sets ------------------------------------------------------------------------------------------ */
 

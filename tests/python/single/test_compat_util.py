@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import horovod_cpp.torch as ours
 
@@ -76,7 +77,7 @@ def test_extensions(util: ModuleType, tmp_path: Path) -> None:
 def test_torch_is_the_only_extension(util: ModuleType) -> None:
     assert util.extension_available("torch") is True
     assert util.extension_available("tensorflow", verbose=True) is False
-    assert util.gpu_available("torch") is False
+    assert util.gpu_available("torch") is (ours.cuda_built() and torch.cuda.is_available())
     assert util.gpu_available("mxnet", True) is False
 
 
