@@ -148,8 +148,11 @@ constexpr std::array kRows{
     Row{{"HOROVOD_GPU_OPERATIONS", "what carries tensors in GPU memory: nccl, or host (copied through host memory)",
          true},
         [](Options& o, std::string_view t) {
-          if (t != "nccl" && t != "host") return Status::invalid_argument("one of nccl, host");
-          o.gpu_operations = t;
+          std::string value(t);
+          std::transform(value.begin(), value.end(), value.begin(), [](unsigned char c) { return std::tolower(c); });
+          if (value == "mpi") value = "host";  // Horovod's other value: what MPI, or another transport, carries
+          if (value != "nccl" && value != "host") return Status::invalid_argument("one of nccl, host, mpi");
+          o.gpu_operations = value;
           return Status();
         },
         [](const Options& o) { return o.gpu_operations; }},

@@ -178,7 +178,7 @@ def enqueue_alltoall(
 ) -> Handle:
     """Hand a tensor over that is to be split; without `splits` in equal shares. Does not block."""
 
-def enqueue_join(call_site_file: str | None, call_site_line: int, /) -> Handle:
+def enqueue_join(call_site_file: str | None, call_site_line: int, device: int, /) -> Handle:
     """This rank has no more data. Does not block; the wait ends when all ranks have joined."""
 
 def wait_all(handles: Sequence[Handle], /) -> None:

@@ -125,9 +125,11 @@ Handle enqueue_alltoall(int dtype, const std::vector<std::int64_t>& shape, std::
   return hand_over(operation, std::move(keep_alive), {dtype});
 }
 
-Handle enqueue_join(const std::optional<std::string>& call_site_file, int call_site_line) {
+Handle enqueue_join(const std::optional<std::string>& call_site_file, int call_site_line, int device) {
   hvd_operation operation =
       begin(HVD_JOIN, {std::nullopt, /*process_set=*/0, call_site_file, call_site_line, /*caller_waits=*/true});
+  operation.input.memory_kind = device >= 0 ? HVD_CUDA : HVD_HOST;
+  operation.input.device = device;
   return hand_over(operation, py::none(), {});
 }
 

@@ -223,6 +223,8 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   made->session = here;
   take_memory(operation, entry, *made);
   entry.handle = made->state;
+  const bool names_device = operation.op == HVD_JOIN && operation.input.memory_kind == HVD_CUDA;
+  if (names_device) entry.device = operation.input.device;
   // A refused operation must not release what it never took over: armed only once the queue has it.
   const auto armed = std::make_shared<std::shared_ptr<void>>();
   entry.keep_alive = armed;
@@ -284,9 +286,7 @@ Status let_stream_wait(std::span<hvd_handle* const> handles, void* stream) {
     if (!handle->state->done()) return Status::precondition("the operation has not ended yet; wait for its handle");
     hvd::OperationOutput& output = handle->state->output();
     for (const hvd::OutputTensor& tensor : output.tensors) {
-      if (!tensor.block) continue;
-      tensor.block->has_consumer = true;
-      tensor.block->consumer = stream;
+      if (tensor.block) tensor.block->add_consumer(stream);
     }
     if (!output.launched) continue;
     if (marks.empty() || marks.back().first != handle->session.get()) marks.push_back({handle->session.get(), {}});

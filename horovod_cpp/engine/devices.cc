@@ -70,7 +70,7 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
   settings.priority = priority;
   settings.captured = response.memory == MemoryKind::kDeviceCaptured;
   settings.device = -1;
-  const bool staged = options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
+  const bool staged = is_staged(response);
   const DeviceMarkRef& first = entries.front().ready;
   settings.on_producer = !staged && entries.size() == 1 && first && first->event == nullptr;
   if (settings.on_producer) settings.producer = first->stream;
@@ -86,10 +86,21 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
     if (!mark) return mark.status();
     add_mark(settings.ready, mark.value());
   }
+  // What stands in for tensors lies where the set communicates from, or where the join says.
+  if (settings.device < 0) settings.device = here.value()->nccl.device_of(response.process_set);
+  if (settings.device < 0) settings.device = entries.front().device;
   if (settings.device < 0) settings.device = last_device_;
   last_device_ = settings.device;
   if (!staged) return here.value()->nccl.begin_call(std::move(settings));
   return std::unique_ptr<Backend>(std::make_unique<StagedBackend>(loop_, here.value()->engine, std::move(settings)));
+}
+
+bool Devices::is_staged(const Response& response) const {
+  return options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
+}
+
+void Devices::call_failed(const Response& response, const Status& reason) {
+  if (response.memory != MemoryKind::kHost && !is_staged(response)) fail_set(response.process_set, reason);
 }
 
 void Devices::fail_set(ProcessSetId process_set, const Status& reason) {

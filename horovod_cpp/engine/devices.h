@@ -33,6 +33,8 @@ class Devices {
   /// For the tensors of `entries`, which lie in device memory as the response says.
   Result<std::unique_ptr<Backend>> begin_call(const Response& response, const std::vector<TensorEntry>& entries,
                                               Priority priority);
+  /// A call failed on this rank. Ranks may be out of step from here on, where NCCL carries it.
+  void call_failed(const Response& response, const Status& reason);
   void fail_set(ProcessSetId process_set, const Status& reason);
   void fail_call(ProcessSetId process_set, std::uint64_t call, const Status& reason);
   /// The sets whose calls on device memory fail from now on, and why.
@@ -52,6 +54,7 @@ class Devices {
   };
 
   Result<Parts*> parts();
+  bool is_staged(const Response& response) const;
 
   Loop& loop_;
   DeviceSource* source_;

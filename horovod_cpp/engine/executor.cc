@@ -91,6 +91,7 @@ std::optional<TensorEntry> Executor::stand_in(const Response& response, const Re
   made.request.shape = entry.shape;
   made.request.more = entry.more;
   made.request.memory = response.memory;
+  made.device = queue_.join_device();
   made.more.resize(entry.more.size());
   return made;
 }
@@ -370,7 +371,10 @@ void Executor::finish(CallRef call, const Status& status) {
                                : Status(told.code(), fmt::format("{} '{}': {}", name_of(call->response.op),
                                                                  entry.request.key.name, told.text())));
   }
-  on_call_ended_({process_set, call->response.call, status, in_flight_});
+  // What all ranks find alike in what they have agreed on is no news to them.
+  const bool told_already = status.code() == StatusCode::kPrecondition && call->response.memory != MemoryKind::kHost;
+  if (!status.ok() && !told_already && call->membership->size() > 1) devices_.call_failed(call->response, status);
+  on_call_ended_({process_set, call->response.call, told_already ? Status() : status, in_flight_});
   call.reset();
   start_what_may(lane);
 }

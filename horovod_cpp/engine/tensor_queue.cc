@@ -66,6 +66,13 @@ std::optional<TimePoint> TensorQueue::enqueued(const OperationKey& key) const {
   });
 }
 
+int TensorQueue::join_device() const {
+  return state_.with([](const State& state) {
+    const auto join = state.waiting.find({0, OpKind::kJoin, std::string(kJoinName)});
+    return join == state.waiting.end() ? -1 : join->second.device;
+  });
+}
+
 void TensorQueue::begin_epoch() {
   state_.with([](State& state) {
     state.unnamed.clear();

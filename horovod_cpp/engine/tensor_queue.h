@@ -25,8 +25,8 @@ struct TensorEntry {
   Request request;
   const std::byte* input = nullptr;  ///< nullptr with a handle of nullptr: of a rank that has joined
   std::byte* output = nullptr;
-  std::vector<Memory> more;  ///< a group: of the tensors after the first
-  int device = -1;           ///< of device memory; of a join: where to put what stands in for tensors, -1: anywhere
+  std::vector<Memory> more;   ///< a group: of the tensors after the first
+  int device = -1;            ///< of device memory; of a join: where to put what stands in for tensors, -1: anywhere
   bool caller_waits = false;  ///< of device memory: the caller goes on on the same stream once it is in line
   DeviceStream producer = nullptr;  ///< of device memory: the stream that makes the inputs, until `ready` stands for it
   DeviceMarkRef ready;
@@ -50,6 +50,8 @@ class TensorQueue {
   bool has(const OperationKey& key) const;
   /// When the entry of that key was handed over, if it waits.
   std::optional<TimePoint> enqueued(const OperationKey& key) const;
+  /// The device that a waiting join names; -1: none.
+  int join_device() const;
   /// All ranks have joined: unnamed operations are counted from the start again, alike on all.
   void begin_epoch();
 

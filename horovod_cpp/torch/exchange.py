@@ -189,8 +189,10 @@ def join(device: int = -1) -> int:
     their barriers. Every other operation of theirs is a HorovodInternalError there that names the ranks that have
     joined. Afterwards unnamed operations are counted from the start again on all ranks.
 
-    Args: device: has no effect; such elements go where the others' tensors are, on a GPU to the one used last.
+    Args: device: the CUDA device for such elements where the others' tensors lie on one; -1: the current one.
     Returns: the rank that joined last, the same on all ranks.
     Raises: HorovodInternalError if a rank is lost or the job ends.
     """
-    return operations.join(call_site())
+    if device < 0 and torch.cuda.is_available():
+        device = torch.cuda.current_device()
+    return operations.join(call_site(), device)

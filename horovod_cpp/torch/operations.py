@@ -243,10 +243,10 @@ def start_alltoall(
     return PendingAlltoall(handle, place, is_complex, splits is not None)
 
 
-def join(site: CallSite) -> int:
+def join(site: CallSite, device: int) -> int:
     """Block until all ranks have joined; the rank that did last."""
     with _as_refusal(0):
-        handle = _core.enqueue_join(site[0], site[1])
+        handle = _core.enqueue_join(site[0], site[1], device)
     Operation(handle).finish()
     return handle.last_joined_rank()
 

@@ -68,6 +68,12 @@ class Operation:
                 self._handle.stream_wait(stream)
                 self._waiting_stream = stream
 
+    def claim(self, tensor: torch.Tensor) -> None:
+        """After `finish`: the current stream uses `tensor`, whose memory may be in the care of another one."""
+        if self._device != HOST and self._waiting_stream != self._stream:
+            # It would be given out again in the order of the stream that it was made on.
+            tensor.record_stream(torch.cuda.current_stream(self._device))
+
 
 class Pending(Operation):
     """An operation on one tensor. `wait` may be called once it is needed, from any thread, one at a time."""
@@ -86,10 +92,8 @@ class Pending(Operation):
         self.finish()
         if self._output is None:
             return from_dlpack(self._handle.to_dlpack(0))
+        self.claim(self._output)
         if self._copy_to is None:
-            if self._device != HOST and self._waiting_stream != self._stream:
-                # Its memory is given out again in the order of the stream that it was made on, unless told.
-                self._output.record_stream(torch.cuda.current_stream(self._device))
             return self._output
         with torch.no_grad():
             return self._copy_to.copy_(self._output)
@@ -133,6 +137,9 @@ class PendingGroup(Operation):
     def wait(self) -> list[torch.Tensor]:
         """Block until the operation is done and return its outputs. Raises HorovodInternalError if it failed."""
         self.finish()
+        for place in self._places:
+            if place.target is not None:
+                self.claim(place.target)
         return [place.result(self._handle, index) for index, place in enumerate(self._places)]
 
 

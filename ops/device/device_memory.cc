@@ -28,6 +28,7 @@ void DeviceMemory::leave_to_process() {
 
 Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease(int device, std::size_t bytes, DeviceStream stream) {
   const std::size_t size = size_class(bytes);
+  look_at_parked(*shelves_);
   std::optional<DeviceBlock> found = shelves_->idle.with([&](Idle& idle) -> std::optional<DeviceBlock> {
     const auto place = idle.blocks.find({device, size});
     if (place == idle.blocks.end()) return std::nullopt;
@@ -36,10 +37,11 @@ Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease(int device, std::size_t
     return block;
   });
   if (!found) return lease_fresh(device, bytes);
-  std::shared_ptr<DeviceBlock> block = hand_out(shelves_, std::move(*found));
-  if (block->last_use) HVD_RETURN_IF_ERROR(shelves_->runtime.wait(device, stream, block->last_use->event));
-  block->last_use = nullptr;
-  return block;
+  for (const DeviceMarkRef& mark : std::exchange(found->last_uses, {})) {
+    // Left alone for good then: whoever had it may not be done with it.
+    HVD_RETURN_IF_ERROR(shelves_->runtime.wait(device, stream, mark->event));
+  }
+  return hand_out(shelves_, std::move(*found));
 }
 
 Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease_fresh(int device, std::size_t bytes) {
@@ -87,29 +89,53 @@ std::shared_ptr<DeviceBlock> DeviceMemory::hand_out(const std::shared_ptr<Shelve
           }};
 }
 
-void DeviceMemory::take_back(Shelves& shelves, DeviceBlock block) {
-  bool reusable = true;
-  if (std::exchange(block.has_consumer, false)) {
-    // What the consumer has been given to do with it may not be done yet.
-    DeviceEvents own(shelves.runtime);  // no pool: this is rare beside the work on a block
-    Result<DeviceMarkRef> mark = own.mark(block.device, std::exchange(block.consumer, nullptr));
-    reusable = mark.ok();
-    if (mark) block.last_use = std::move(mark).value();
+Result<bool> DeviceMemory::mark_consumers(Shelves& shelves, DeviceBlock& block) {
+  for (const DeviceStream stream : block.consumers) {
+    Result<bool> capturing = shelves.runtime.is_capturing(block.device, stream);
+    if (!capturing || capturing.value()) return capturing ? Result<bool>(false) : capturing;
   }
-  const bool kept = reusable && shelves.idle.with([&](Idle& idle) {
+  DeviceEvents own(shelves.runtime);  // no pool: this is rare beside the work on a block
+  for (const DeviceStream stream : std::exchange(block.consumers, {})) {
+    Result<DeviceMarkRef> mark = own.mark(block.device, stream);
+    if (!mark) return mark.status();
+    block.last_uses.push_back(std::move(mark).value());
+  }
+  return true;
+}
+
+// What the consumers have been given to do with it may not be done yet.
+void DeviceMemory::take_back(Shelves& shelves, DeviceBlock block) {
+  const Result<bool> marked = mark_consumers(shelves, block);
+  const bool kept = marked.ok() && shelves.idle.with([&](Idle& idle) {
     if (idle.closed) return idle.left;
-    idle.blocks.emplace(std::pair(block.device, block.bytes), block);
+    if (marked.value()) {
+      idle.blocks.emplace(std::pair(block.device, block.bytes), block);
+    } else {
+      idle.parked.push_back(block);
+    }
     return true;
   });
   if (!kept) shelves.runtime.free(block.device, block.memory);  // waits for the device where that is necessary
 }
 
+void DeviceMemory::look_at_parked(Shelves& shelves) {
+  std::vector<DeviceBlock> parked = shelves.idle.with([](Idle& idle) { return std::exchange(idle.parked, {}); });
+  for (DeviceBlock& block : parked) take_back(shelves, std::move(block));
+}
+
 void DeviceMemory::give_to_device(Shelves& shelves) {
-  const auto [blocks, pinned] = shelves.idle.with(
-      [](Idle& idle) { return std::pair(std::exchange(idle.blocks, {}), std::exchange(idle.pinned, {})); });
-  if (shelves.idle.with([](const Idle& idle) { return idle.left; })) return;
-  for (const auto& [key, block] : blocks) shelves.runtime.free(block.device, block.memory);
-  for (const auto& [size, memory] : pinned) shelves.runtime.free_pinned(memory);
+  Idle idle = shelves.idle.with([](Idle& all) {
+    Idle taken;
+    taken.blocks = std::exchange(all.blocks, {});
+    taken.pinned = std::exchange(all.pinned, {});
+    taken.parked = std::exchange(all.parked, {});
+    taken.left = all.left;
+    return taken;
+  });
+  if (idle.left) return;
+  for (const DeviceBlock& block : idle.parked) shelves.runtime.free(block.device, block.memory);
+  for (const auto& [key, block] : idle.blocks) shelves.runtime.free(block.device, block.memory);
+  for (const auto& [size, memory] : idle.pinned) shelves.runtime.free_pinned(memory);
 }
 
 }  // namespace hvd

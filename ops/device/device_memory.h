@@ -3,7 +3,7 @@
 // Any thread; blocks may outlive the pool.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <utility>
@@ -19,9 +19,12 @@ struct DeviceBlock {
   std::byte* memory = nullptr;
   std::size_t bytes = 0;
   int device = 0;
-  DeviceMarkRef last_use;  ///< of whoever had it before: the next user's stream waits for it
-  bool has_consumer = false;
-  DeviceStream consumer = nullptr;  ///< a stream outside the engine that has used it last
+  std::vector<DeviceMarkRef> last_uses;  ///< of whoever had it before: the next user's stream waits for them
+  std::vector<DeviceStream> consumers;   ///< streams outside the engine that have been let wait for what it holds
+
+  void add_consumer(DeviceStream stream) {
+    if (std::find(consumers.begin(), consumers.end(), stream) == consumers.end()) consumers.push_back(stream);
+  }
 };
 
 class DeviceMemory {
@@ -48,6 +51,7 @@ class DeviceMemory {
   struct Idle {
     std::multimap<std::pair<int, std::size_t>, DeviceBlock> blocks;  // by device and size
     std::multimap<std::size_t, std::byte*> pinned;                   // by size
+    std::vector<DeviceBlock> parked;  // whose consumers are being captured: no event can tell of them now
     bool closed = false;
     bool left = false;
   };
@@ -60,6 +64,9 @@ class DeviceMemory {
   static std::shared_ptr<DeviceBlock> hand_out(const std::shared_ptr<Shelves>& shelves, DeviceBlock block);
   static void take_back(Shelves& shelves, DeviceBlock block);
   static void give_to_device(Shelves& shelves);
+  /// Marks what the consumers have been given. False while one of them is being captured.
+  static Result<bool> mark_consumers(Shelves& shelves, DeviceBlock& block);
+  static void look_at_parked(Shelves& shelves);
 
   std::shared_ptr<Shelves> shelves_;
 };

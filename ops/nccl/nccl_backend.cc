@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/loop/sleep.h"
 #include "ops/host_backend.h"
+#include "ops/nccl/current_device.h"
 #include "ops/nccl/nccl_call.h"
 
 namespace hvd {
@@ -17,22 +18,6 @@ namespace {
 
 constexpr Duration kShortestNap = std::chrono::microseconds(20);
 constexpr Duration kLongestNap = std::chrono::milliseconds(1);
-
-// Makes a device the thread's current one, as NCCL expects it at some calls.
-class CurrentDevice {
- public:
-  CurrentDevice(DeviceRuntime& runtime, int device) : runtime_(runtime), former_(runtime.exchange_current(device)) {}
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (former_) static_cast<void>(runtime_.exchange_current(former_.value()));
-  }
-  Status status() const { return former_.status(); }
-
- private:
-  DeviceRuntime& runtime_;
-  Result<int> former_;
-};
 
 }  // namespace
 
@@ -43,7 +28,7 @@ NcclBackend::NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::A
       api_(std::move(api)),
       start_timeout_(start_timeout),
       failed_late_(std::move(failed_late)) {
-  if (api_) reaper_ = std::make_unique<NcclReaper>(this->api());
+  if (api_) reaper_ = std::make_unique<NcclReaper>(this->api(), devices_.runtime());
   devices_.set_watch([this] { watch(); });
 }
 
@@ -51,39 +36,53 @@ NcclBackend::NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::A
 // was done. So there is nothing to flush, and to abort is to free.
 NcclBackend::~NcclBackend() {
   devices_.set_watch(nullptr);
-  for (auto& [set, communicator] : communicators_) {
-    if (communicator.comm != nullptr) reaper_->abort(communicator.comm);
-  }
+  for (auto& [set, communicator] : communicators_) abort(*communicator);
+  for (const CommunicatorRef& communicator : retired_) abort(*communicator);
 }
 
 std::unique_ptr<Backend> NcclBackend::begin_call(DeviceCallSettings settings) {
-  return std::make_unique<NcclCall>(*this, std::move(settings));
+  CommunicatorRef communicator = of_set(settings.process_set);
+  return std::make_unique<NcclCall>(*this, std::move(communicator), std::move(settings));
 }
 
-void NcclBackend::fail_set(std::uint16_t process_set, const Status& reason) {
-  Communicator& communicator = communicators_[process_set];
-  if (communicator.failed.ok()) communicator.failed = reason;
-  communicator.pending.clear();
-  if (communicator.comm != nullptr) reaper_->abort(std::exchange(communicator.comm, nullptr));
+int NcclBackend::device_of(std::uint16_t process_set) const {
+  const auto found = communicators_.find(process_set);
+  return found == communicators_.end() ? -1 : found->second->device;
 }
+
+const NcclBackend::CommunicatorRef& NcclBackend::of_set(std::uint16_t process_set) {
+  CommunicatorRef& communicator = communicators_[process_set];
+  if (!communicator) communicator = std::make_shared<Communicator>();
+  return communicator;
+}
+
+void NcclBackend::abort(Communicator& communicator) {
+  communicator.pending.clear();
+  if (communicator.comm != nullptr) reaper_->abort(std::exchange(communicator.comm, nullptr), communicator.device);
+}
+
+void NcclBackend::fail(Communicator& communicator, const Status& reason) {
+  if (communicator.failed.ok()) communicator.failed = reason;
+  abort(communicator);
+}
+
+void NcclBackend::fail_set(std::uint16_t process_set, const Status& reason) { fail(*of_set(process_set), reason); }
 
 void NcclBackend::fail_all(const Status& reason) {
-  for (auto& [set, communicator] : communicators_) fail_set(set, reason);
+  for (auto& [set, communicator] : communicators_) fail(*communicator, reason);
 }
 
-bool NcclBackend::fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason) {
+void NcclBackend::fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason) {
   const auto found = communicators_.find(process_set);
-  if (found == communicators_.end()) return false;
-  const auto& pending = found->second.pending;
-  if (std::none_of(pending.begin(), pending.end(), [call](const auto& one) { return one.first == call; })) return false;
-  fail_set(process_set, reason);
-  return true;
+  if (found == communicators_.end()) return;
+  const std::deque<std::uint64_t>& recent = found->second->recent;
+  if (std::find(recent.begin(), recent.end(), call) != recent.end()) fail(*found->second, reason);
 }
 
 std::vector<std::pair<std::uint16_t, Status>> NcclBackend::failed_sets() const {
   std::vector<std::pair<std::uint16_t, Status>> failed;
   for (const auto& [set, communicator] : communicators_) {
-    if (!communicator.failed.ok()) failed.emplace_back(set, communicator.failed);
+    if (!communicator->failed.ok()) failed.emplace_back(set, communicator->failed);
   }
   return failed;
 }
@@ -91,8 +90,22 @@ std::vector<std::pair<std::uint16_t, Status>> NcclBackend::failed_sets() const {
 void NcclBackend::forget_set(std::uint16_t process_set) {
   const auto found = communicators_.find(process_set);
   if (found == communicators_.end()) return;
-  if (found->second.comm != nullptr) reaper_->abort(found->second.comm);
+  retired_.push_back(std::move(found->second));
   communicators_.erase(found);
+  end_retired();
+}
+
+// Once nothing of this rank needs them; the others' part may still be under way.
+void NcclBackend::end_retired() {
+  std::erase_if(retired_, [this](const CommunicatorRef& communicator) {
+    auto& pending = communicator->pending;
+    while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
+    if (!pending.empty() || communicator.use_count() > 1) return false;
+    if (communicator->comm != nullptr) {
+      reaper_->finish(std::exchange(communicator->comm, nullptr), communicator->device);
+    }
+    return true;
+  });
 }
 
 Status NcclBackend::checked(nccl::Result result, nccl::Comm comm, std::string_view what) const {
@@ -115,21 +128,18 @@ Task<Status> NcclBackend::agree_on_id(CollectiveContext& context, nccl::UniqueId
   co_return Status();
 }
 
-Task<Status> NcclBackend::connect(CollectiveContext& context, const DeviceCallSettings& settings) {
+Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& communicator,
+                                  const DeviceCallSettings& settings) {
   if (!api_) co_return api_.status();
-  // Found anew after each wait: other sets' entries come and go.
   const std::uint16_t set = settings.process_set;
-  {
-    const Communicator& known = communicators_[set];
-    if (!known.failed.ok()) co_return known.failed;
-    if (known.comm != nullptr && known.device != settings.device) {
-      co_return Status::invalid_argument(fmt::format(
-          "process set {} communicates from device {} of this rank, and a tensor lies on device {}: one device "
-          "a rank and process set; use another process set for the other device",
-          set, known.device, settings.device));
-    }
-    if (known.comm != nullptr) co_return Status();
+  if (!communicator.failed.ok()) co_return communicator.failed;
+  if (communicator.comm != nullptr && communicator.device != settings.device) {
+    co_return Status::invalid_argument(fmt::format(
+        "process set {} communicates from device {} of this rank, and a tensor lies on device {}: one device "
+        "a rank and process set; use another process set for the other device",
+        set, communicator.device, settings.device));
   }
+  if (communicator.comm != nullptr) co_return Status();
   if (settings.captured) {
     co_return Status::precondition(
         fmt::format("the first operation of process set {} on device memory was called under graph capture, and NCCL's "
@@ -171,12 +181,11 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, const DeviceCallSe
   // call.
   if (status.ok()) status = co_await host_barrier(context);
   if (!status.ok()) {
-    if (made != nullptr) reaper_->abort(made);
+    if (made != nullptr) reaper_->abort(made, settings.device);
     co_return status;
   }
-  Communicator& communicator = communicators_[set];
   if (!communicator.failed.ok()) {  // a member was lost meanwhile
-    reaper_->abort(made);
+    reaper_->abort(made, settings.device);
     co_return communicator.failed;
   }
   communicator.comm = made;
@@ -185,12 +194,11 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, const DeviceCallSe
 }
 
 // NCCL may go on connecting in threads of its own; only then does its work lie on the stream.
-Task<Status> NcclBackend::settle(CollectiveContext& context, const DeviceCallSettings& settings,
-                                 std::string_view what) {
+Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& communicator,
+                                 const DeviceCallSettings& settings, std::string_view what) {
   const TimePoint deadline = loop_.now() + start_timeout_;
   Duration nap = kShortestNap;
   for (;;) {
-    Communicator& communicator = communicators_[settings.process_set];
     if (!communicator.failed.ok()) co_return communicator.failed;
     nccl::Result state = nccl::kSuccess;
     Status status = checked(api().comm_get_async_error(communicator.comm, &state), communicator.comm, what);
@@ -203,7 +211,7 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, const DeviceCallSet
                                        std::chrono::duration_cast<std::chrono::seconds>(start_timeout_).count()));
     }
     if (!status.ok()) {
-      fail_set(settings.process_set, status);
+      fail(communicator, status);
       co_return status;
     }
     co_await Sleep(loop_, nap, settings.priority);
@@ -213,18 +221,19 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, const DeviceCallSet
 
 // Errors of the network come to light while a collective runs, long after its call has ended for the engine.
 void NcclBackend::watch() {
+  end_retired();
   for (auto& [set, communicator] : communicators_) {
-    auto& pending = communicator.pending;
+    auto& pending = communicator->pending;
     while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
-    if (pending.empty() || communicator.comm == nullptr) continue;
+    if (pending.empty() || communicator->comm == nullptr) continue;
     nccl::Result state = nccl::kSuccess;
     Status status =
-        checked(api().comm_get_async_error(communicator.comm, &state), communicator.comm, "a call in flight");
-    if (status.ok()) status = checked(state, communicator.comm, "a call in flight");
+        checked(api().comm_get_async_error(communicator->comm, &state), communicator->comm, "a call in flight");
+    if (status.ok()) status = checked(state, communicator->comm, "a call in flight");
     if (status.ok()) continue;
     const std::uint64_t call = pending.front().first;
     log::error("process set {}: {}", set, status.text());
-    fail_set(set, status);
+    fail(*communicator, status);
     failed_late_(set, call, status);
   }
 }

@@ -37,12 +37,14 @@ class NcclBackend {
   /// The set's communicator ends, whatever it is doing, and each later call with `reason`.
   void fail_set(std::uint16_t process_set, const Status& reason);
   void fail_all(const Status& reason);
-  /// Another member says that a call failed. True when it had ended well here: then it is as above.
-  bool fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason);
+  /// Another member says that a call failed. Where it had ended well here, it is as above.
+  void fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason);
   /// The sets whose calls fail from now on, and why.
   std::vector<std::pair<std::uint16_t, Status>> failed_sets() const;
-  /// The set is no more; its number may come again.
+  /// The set is no more; its number may come again. What its calls have put in line comes to its end.
   void forget_set(std::uint16_t process_set);
+  /// The device of this rank that a set communicates from; -1 where there is none yet.
+  int device_of(std::uint16_t process_set) const;
 
  private:
   friend class NcclCall;
@@ -52,12 +54,19 @@ class NcclBackend {
     int device = -1;
     Status failed;
     std::deque<std::pair<std::uint64_t, std::weak_ptr<void>>> pending;  // calls in line, with what is kept for them
+    std::deque<std::uint64_t> recent;  // calls that ended well for the engine: another rank may say that they failed
   };
+  using CommunicatorRef = std::shared_ptr<Communicator>;
 
-  Task<Status> connect(CollectiveContext& context, const DeviceCallSettings& settings);
+  const CommunicatorRef& of_set(std::uint16_t process_set);
+  void abort(Communicator& communicator);
+  void fail(Communicator& communicator, const Status& reason);
+  void end_retired();
+  Task<Status> connect(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings);
   Task<Status> agree_on_id(CollectiveContext& context, nccl::UniqueId& id);
   /// Until NCCL has put everything in line that it was given.
-  Task<Status> settle(CollectiveContext& context, const DeviceCallSettings& settings, std::string_view what);
+  Task<Status> settle(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings,
+                      std::string_view what);
   Status checked(nccl::Result result, nccl::Comm comm, std::string_view what) const;
   void watch();
   const nccl::Api& api() const { return *api_.value(); }
@@ -68,7 +77,8 @@ class NcclBackend {
   Duration start_timeout_;
   FailedLate failed_late_;
   std::unique_ptr<NcclReaper> reaper_;
-  std::map<std::uint16_t, Communicator> communicators_;
+  std::map<std::uint16_t, CommunicatorRef> communicators_;
+  std::vector<CommunicatorRef> retired_;  // of sets that are no more
 };
 
 }  // namespace hvd

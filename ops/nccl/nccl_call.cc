@@ -10,6 +10,7 @@
 
 #include "common/loop/sleep.h"
 #include "ops/activity.h"
+#include "ops/nccl/current_device.h"
 #include "ops/reduce/neutral.h"
 
 namespace hvd {
@@ -18,6 +19,7 @@ namespace {
 // Tensors in a fusion buffer begin where 16-byte accesses can.
 constexpr std::size_t kAlignment = 16;
 
+constexpr std::size_t kRecentCalls = 4096;  // more than ranks can be apart
 constexpr Duration kNapWhileCrowded = std::chrono::microseconds(200);
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -107,7 +109,7 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
   }
   if (!context.cancelled().ok()) co_return context.cancelled();
   if (context.size() > 1) {
-    HVD_CO_RETURN_IF_ERROR(co_await backend_.connect(context, settings_));
+    HVD_CO_RETURN_IF_ERROR(co_await backend_.connect(context, *communicator_, settings_));
   }
   if (settings_.on_producer) {
     stream_ = settings_.producer;
@@ -136,13 +138,20 @@ DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
       backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
     }
   }
-  NcclBackend::Communicator& communicator = backend_.communicators_[settings_.process_set];
-  // A rank that has not given NCCL what the others have is out of step with them from here on.
-  if (!status.ok() && communicator.comm != nullptr) backend_.fail_set(settings_.process_set, status);
+  if (!status.ok() && communicator_->comm != nullptr) {
+    // A rank that has not given NCCL what the others have is out of step with them from here on.
+    backend_.fail(*communicator_, status);
+  }
+  // NCCL may be about to put its work in line, until the abort has come to its end.
+  if (!status.ok() && has_stream_ && backend_.reaper_) backend_.reaper_->release_after(held);
+  if (status.ok() && communicator_->comm != nullptr) {
+    communicator_->recent.push_back(settings_.call);
+    if (communicator_->recent.size() > kRecentCalls) communicator_->recent.pop_front();
+  }
   if (mark) {
     std::weak_ptr<void> kept = backend_.devices_.keep(mark, std::move(held));
-    if (status.ok() && communicator.comm != nullptr && !settings_.captured) {
-      communicator.pending.emplace_back(settings_.call, std::move(kept));
+    if (status.ok() && communicator_->comm != nullptr && !settings_.captured) {
+      communicator_->pending.emplace_back(settings_.call, std::move(kept));
     }
   }
   if (std::exchange(in_turn_, false)) backend_.devices_.order().leave();
@@ -196,8 +205,25 @@ Status NcclCall::scale(std::byte* data, DataType dtype, std::size_t count, int d
   return convert(conversion, whole);
 }
 
+// Before they change their type: in the new one the product might be another.
+Status NcclCall::scale_apart(DataType dtype, double factor, std::vector<DevicePiece>& pieces) {
+  DeviceConversion conversion{dtype, dtype};
+  conversion.factor = factor;
+  std::vector<DevicePiece> scaled;
+  for (DevicePiece& piece : pieces) {
+    if (piece.from == nullptr) continue;
+    Result<std::byte*> copied = scratch(piece.count * size_of(dtype));
+    if (!copied) return copied.status();
+    scaled.push_back({piece.from, *copied, piece.count});
+    piece.from = *copied;
+  }
+  return convert(conversion, scaled);
+}
+
 template <typename Body>
 Status NcclCall::in_group(std::string_view what, Body body) {
+  const CurrentDevice current(runtime(), settings_.device);
+  HVD_RETURN_IF_ERROR(current.status());
   HVD_RETURN_IF_ERROR(checked(api().group_start(), what));
   const Status issued = body();
   const Status ended = checked(api().group_end(), what);  // also when something in it failed
@@ -209,6 +235,8 @@ Status NcclCall::in_group(std::string_view what, Body body) {
 Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype,
                                     ReduceOp op) {
   const Reduction reduction = reduction_of(dtype, op);
+  const CurrentDevice current(runtime(), settings_.device);
+  HVD_RETURN_IF_ERROR(current.status());
   return checked(api().all_reduce(input, output, count, reduction.type, reduction.op, comm(), stream_), "allreduce");
 }
 
@@ -268,35 +296,31 @@ Task<Status> NcclCall::allreduce_one(CollectiveContext& context, const Allreduce
 Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const AllreduceCall& call) {
   const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
   const std::size_t element = size_of(reduction.as);
+  // Nothing is added behind the last one: a single tensor is as long here as for a rank that takes it as it lies.
   std::size_t bytes = 0;
-  for (const AllreduceTensor& tensor : call.tensors) bytes += aligned(tensor.count * element);
+  for (const AllreduceTensor& tensor : call.tensors) bytes = aligned(bytes) + tensor.count * element;
   if (bytes == 0) co_return Status();
   Result<std::byte*> buffer = scratch(bytes);
   if (!buffer) co_return buffer.status();
 
   std::vector<DevicePiece> in;
   std::vector<DevicePiece> out;
-  std::byte* place = *buffer;
+  std::size_t at = 0;
   for (const AllreduceTensor& tensor : call.tensors) {
+    std::byte* const place = *buffer + aligned(at);
     if (tensor.count > 0) in.push_back({tensor.input, place, tensor.count});
     if (tensor.count > 0 && tensor.output != nullptr) out.push_back({place, tensor.output, tensor.count});
-    place += aligned(tensor.count * element);
+    at = aligned(at) + tensor.count * element;
   }
   // One launch packs and scales, and one unpacks and divides; what a launch cannot do as well has one of its own.
   const bool changes_type = reduction.as != call.dtype;
   DeviceConversion packing{call.dtype, reduction.as};
   packing.fill = fill_bits(call.dtype, reduction.as, call.reduce_op);
   if (!changes_type) packing.factor = call.prescale;
-  HVD_CO_RETURN_IF_ERROR(convert(packing, in));
   if (changes_type && call.prescale != 1.0) {
-    DeviceConversion scaling{reduction.as, reduction.as};
-    scaling.factor = call.prescale;
-    std::vector<DevicePiece> brought;
-    for (const DevicePiece& piece : in) {
-      if (piece.from != nullptr) brought.push_back({piece.to, piece.to, piece.count});
-    }
-    HVD_CO_RETURN_IF_ERROR(convert(scaling, brought));
+    HVD_CO_RETURN_IF_ERROR(scale_apart(call.dtype, call.prescale, in));
   }
+  HVD_CO_RETURN_IF_ERROR(convert(packing, in));
   const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(*buffer, *buffer, bytes / element, call.dtype, call.reduce_op));
   HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
@@ -354,8 +378,11 @@ Task<Status> NcclCall::broadcast(CollectiveContext& context, BroadcastCall call)
   const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   if (call.bytes == 0) co_return Status();
   if (context.size() == 1) co_return copy(call.output, call.input, call.bytes);
-  HVD_CO_RETURN_IF_ERROR(checked(
-      api().broadcast(call.input, call.output, call.bytes, nccl::kUint8, call.root, comm(), stream_), "broadcast"));
+  const Status issued = in_group("broadcast", [&] {
+    return checked(api().broadcast(call.input, call.output, call.bytes, nccl::kUint8, call.root, comm(), stream_),
+                   "broadcast");
+  });
+  if (!issued.ok()) co_return issued;
   co_return co_await settle(context, "broadcast");
 }
 
@@ -379,11 +406,14 @@ Task<Status> NcclCall::reducescatter(CollectiveContext& context, ReducescatterCa
     if (count > 0 && (widens || call.prescale != 1.0)) {  // the input is not to be changed
       Result<std::byte*> copied = scratch(count * as_bytes);
       if (!copied) co_return copied.status();
-      const std::array whole{DevicePiece{tensor.input, *copied, count}};
+      std::vector<DevicePiece> whole{{tensor.input, *copied, count}};
       DeviceConversion conversion{call.dtype, as};
-      if (!widens) conversion.factor = call.prescale;
+      if (widens && call.prescale != 1.0) {
+        HVD_CO_RETURN_IF_ERROR(scale_apart(call.dtype, call.prescale, whole));
+      } else if (!widens) {
+        conversion.factor = call.prescale;
+      }
       HVD_CO_RETURN_IF_ERROR(convert(conversion, whole));
-      if (widens) HVD_CO_RETURN_IF_ERROR(scale(*copied, as, count, /*divisor=*/1, call.prescale));
       place.input = *copied;
     }
     if (place.own > 0 && widens) {

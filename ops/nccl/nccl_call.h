@@ -12,7 +12,8 @@ namespace hvd {
 
 class NcclCall final : public Backend {
  public:
-  NcclCall(NcclBackend& backend, DeviceCallSettings settings) : backend_(backend), settings_(std::move(settings)) {}
+  NcclCall(NcclBackend& backend, NcclBackend::CommunicatorRef communicator, DeviceCallSettings settings)
+      : backend_(backend), communicator_(std::move(communicator)), settings_(std::move(settings)) {}
   NcclCall(const NcclCall&) = delete;
   NcclCall& operator=(const NcclCall&) = delete;
 
@@ -28,7 +29,7 @@ class NcclCall final : public Backend {
  private:
   DeviceRuntime& runtime() { return backend_.devices_.runtime(); }
   const nccl::Api& api() const { return backend_.api(); }
-  nccl::Comm comm() { return backend_.communicators_[settings_.process_set].comm; }
+  nccl::Comm comm() const { return communicator_->comm; }
   Result<std::shared_ptr<DeviceBlock>> lease(std::size_t bytes);
   Result<std::byte*> scratch(std::size_t bytes);
   Status convert(const DeviceConversion& conversion, std::span<const DevicePiece> pieces);
@@ -36,11 +37,13 @@ class NcclCall final : public Backend {
   /// data / divisor * factor, in place.
   Status scale(std::byte* data, DataType dtype, std::size_t count, int divisor, double factor);
   Status checked(nccl::Result result, std::string_view what) { return backend_.checked(result, comm(), what); }
+  /// Multiplies into memory of the call's own, from which the pieces then come.
+  Status scale_apart(DataType dtype, double factor, std::vector<DevicePiece>& pieces);
   /// Gives NCCL what `body` issues as one group.
   template <typename Body>
   Status in_group(std::string_view what, Body body);
   Task<Status> settle(CollectiveContext& context, std::string_view what) {
-    return backend_.settle(context, settings_, what);
+    return backend_.settle(context, *communicator_, settings_, what);
   }
   Status all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype, ReduceOp op);
   Status allreduce_alone(const AllreduceCall& call);
@@ -48,6 +51,7 @@ class NcclCall final : public Backend {
   Task<Status> allreduce_packed(CollectiveContext& context, const AllreduceCall& call);
 
   NcclBackend& backend_;
+  NcclBackend::CommunicatorRef communicator_;
   DeviceCallSettings settings_;
   DeviceStream stream_ = nullptr;
   bool in_turn_ = false;     // nobody else may put work in line

@@ -1,26 +1,34 @@
 // Ends communicators on a thread of its own: NCCL may take its time for that, and nobody here waits for it.
-// Turn; the thread touches nothing else.
+// Turn; what is held is let go by the thread.
 #pragma once
 
 #include <memory>
 
+#include "ops/device/device_runtime.h"
 #include "ops/nccl/nccl_api.h"
 
 namespace hvd {
 
 class NcclReaper {
  public:
-  explicit NcclReaper(const nccl::Api& api);
+  NcclReaper(const nccl::Api& api, DeviceRuntime& runtime);
   NcclReaper(const NcclReaper&) = delete;
   NcclReaper& operator=(const NcclReaper&) = delete;
   /// Waits for what was given to it, at most 5 s; what NCCL has not ended by then is left to the process.
   ~NcclReaper();
 
   /// Ends what the communicator is doing, wherever it is, and frees it.
-  void abort(nccl::Comm comm);
+  void abort(nccl::Comm comm, int device);
+  /// Lets what it is still doing come to its end, on all ranks, and frees it; aborts it after 5 s.
+  void finish(nccl::Comm comm, int device);
+  /// Lets go of `held` after everything that was given before.
+  void release_after(std::shared_ptr<void> held);
 
  private:
   struct State;
+  struct Task;
+  void add(Task task);
+
   std::shared_ptr<State> state_;  // also the thread's: it may outlive this object
 };
 

@@ -131,8 +131,7 @@ class DeviceRank {
     HVD_RETURN_IF_ERROR(hvd->wait(handle));
     if (handle.value()->output().launched == nullptr) return Status::internal("nothing to let a stream wait for");
     for (const OutputTensor& output : handle.value()->output().tensors) {
-      output.block->has_consumer = true;
-      output.block->consumer = stream;
+      output.block->add_consumer(stream);
     }
     return hvd->runtime().let_stream_wait(handle.value()->output().launched, stream);
   }
@@ -376,6 +375,12 @@ TEST_P(OnDevices, ARankThatHasJoinedStandsInWithElementsThatChangeNothing) {
   DeviceJob job(3, settings());
   job.run([](DeviceRank& rank) {
     const std::vector<std::byte> input = elements(DataType::kInt16, 9, 0);
+    if (rank.rank() != 2) {  // of a size that does not fill 16 bytes, which NCCL takes as it lies
+      float* const place = rank.produce(std::vector<float>(9, 1.0f));
+      const Status status = rank.run(rank.entry(OpKind::kAllreduce, "odd", DataType::kFloat32, {9}, place, place));
+      ASSERT_TRUE(status.ok()) << status.text();
+      EXPECT_EQ(rank.consume<float>(place, 9), std::vector<float>(9, 2.0f));
+    }
     for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct}) {
       if (rank.rank() == 2) break;  // has no data
       TensorEntry entry = rank.entry(OpKind::kAllreduce, std::string(name_of(op)), DataType::kInt16, {9},
@@ -542,6 +547,56 @@ TEST(DeviceFaults, NoMemoryIsAnErrorThatSaysHowMuchWasAskedFor) {
     // The others may have given NCCL what this rank could not: the communicator is of no use any more.
     const Status after = allreduce_once(rank, "y");
     EXPECT_NE(after.text().find("no memory for 4096 bytes"), std::string::npos) << after.text();
+    expect_host_works(rank, "z");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, ARemovedSetsCallsComeToTheirEnd) {
+  TestRank::Settings settings;
+  settings.options.dynamic_process_sets = true;
+  DeviceJob job(2, settings);
+  job.run([](DeviceRank& rank) {
+    for (int round = 0; round < 3; ++round) {
+      const Result<ProcessSetId> set = rank.hvd->add_process_set({0});
+      ASSERT_TRUE(set.ok()) << set.status().text();
+      const Result<ProcessSetId> both = rank.hvd->add_process_set({1});
+      ASSERT_TRUE(both.ok()) << both.status().text();
+      rank.device.hang();
+      float* const place = rank.produce(std::vector<float>(4, 1.0f));
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {4}, place, place);
+      entry.request.key.process_set = rank.rank() == 0 ? set.value() : both.value();
+      entry.request.postscale = 3.0;
+      const Status status = rank.run(std::move(entry));
+      ASSERT_TRUE(status.ok()) << status.text();
+      for (const ProcessSetId gone : {set.value(), both.value()}) {
+        TensorEntry remove =
+            make_entry(OpKind::kProcessSetRemove, "remove", DataType::kUint8, {gone}, nullptr, nullptr);
+        const Status removed = rank.hvd->wait(rank.hvd->enqueue(std::move(remove)));
+        ASSERT_TRUE(removed.ok()) << removed.text();
+      }
+      rank.device.release();
+      EXPECT_EQ(rank.consume<float>(place, 4), std::vector<float>(4, 3.0f));
+    }
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, AFailureOfOneRankEndsTheSetsCallsOnAll) {
+  DeviceJob job(3);
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {3}, nullptr, nullptr);
+    float* const place = rank.produce(std::vector<float>(3, 1.0f));
+    entry.input = reinterpret_cast<std::byte*>(place);
+    entry.output = reinterpret_cast<std::byte*>(place);
+    if (rank.rank() == 1) rank.device.fail(FakeCall::kWait, Status::internal("no wait"));
+    static_cast<void>(rank.hvd->wait(rank.hvd->enqueue(std::move(entry))));
+    rank.device.clear_faults();
+    for (int i = 0; i < 5; ++i) {
+      const Status later = allreduce_once(rank, fmt::format("later{}", i));
+      EXPECT_FALSE(later.ok());
+    }
     expect_host_works(rank, "z");
   });
   job.shut_down();

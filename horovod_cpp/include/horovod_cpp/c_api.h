@@ -180,7 +180,7 @@ typedef struct hvd_operation {
   const char* name;           /* key of the operation, equal on all ranks; NULL: made from a counter of the set */
   double prescale;            /* allreduce, reducescatter: factors before and after the reduction */
   double postscale;
-  hvd_tensor input;  /* barrier and join: ignored */
+  hvd_tensor input;  /* barrier: ignored; join: memory_kind and device say where to put what stands in for tensors */
   hvd_tensor output; /* same shape and dtype as `input`, may be the same memory; broadcast: filled on every rank;
                         allgather, reducescatter and alltoall: ignored (the handle has the output) */
   void* keep_alive;  /* given to `release` when the engine needs the memory no more; may be NULL */
