@@ -16,7 +16,8 @@ struct DeviceCallSettings {
   int device = 0;
   bool captured = false;             ///< becomes part of a graph
   std::vector<DeviceMarkRef> ready;  ///< of the inputs, with events
-  /// Where the caller waits for this one call: it goes on the stream that made its input, and nothing has to be ordered.
+  /// Where the caller waits for this one call: it goes on the stream that made its input, and nothing has to be
+  /// ordered.
   bool on_producer = false;
   DeviceStream producer = nullptr;
 };

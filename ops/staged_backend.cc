@@ -35,7 +35,7 @@ Task<Status> StagedBackend::begin(CollectiveContext& context) {
 Result<MadeMemory> StagedBackend::make_output(std::size_t bytes) {
   Result<std::shared_ptr<DeviceBlock>> block = devices_.memory().lease(settings_.device, bytes, stream_);
   if (!block) return block.status();
-  std::shared_ptr<DeviceBlock> made = std::move(block).value();
+  const std::shared_ptr<DeviceBlock> made = std::move(block).value();
   return MadeMemory{std::shared_ptr<std::byte>(made, made->memory), made};
 }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -243,8 +244,9 @@ Task<Status> Executor::allreduce(CallRef call) {
     work.prescale = response.prescale;
     work.postscale = response.postscale;
     work.small_limit_bytes = options_.small_limit_bytes;
+    const std::size_t element = std::max<std::size_t>(1, size_of(work.dtype));
     for (const std::size_t i : run) {
-      work.tensors.push_back({memory[i].input, memory[i].output, tensors[i].bytes / size_of(work.dtype)});
+      work.tensors.push_back({memory[i].input, memory[i].output, tensors[i].bytes / element});
     }
     HVD_CO_RETURN_IF_ERROR(co_await call->backend->allreduce(*call->context, std::move(work)));
   }

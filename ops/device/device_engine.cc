@@ -33,7 +33,7 @@ Result<DeviceStream> DeviceEngine::stream(int device, bool captured) {
 }
 
 std::weak_ptr<void> DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void> held) {
-  auto kept = std::make_shared<std::shared_ptr<void>>(std::move(held));
+  const auto kept = std::make_shared<std::shared_ptr<void>>(std::move(held));
   if (mark->captured) {
     kept_by_graphs_.push_back(kept);
     return kept;

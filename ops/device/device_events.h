@@ -17,8 +17,8 @@ namespace hvd {
 /// All that a stream had been given when this was made. The event goes back to its pool with the last reference.
 struct DeviceMark {
   int device = 0;
-  /// nullptr: none was recorded, as whoever made this goes on on the same stream. Recorded later, an event stands for it
-  /// and for what the stream has been given since.
+  /// nullptr: none was recorded, as whoever made this goes on on the same stream. Recorded later, an event stands for
+  /// it and for what the stream has been given since.
   DeviceEvent event = nullptr;
   DeviceStream stream = nullptr;
   std::uint64_t number = 0;  ///< a mark of the same stream with a higher number was made later, and stands for more
@@ -72,16 +72,16 @@ class DeviceEvents {
     ~Idle() {
       events.with([this](auto& by_device) {
         for (auto& [device, idle] : by_device) {
-          for (const DeviceEvent event : idle) runtime.destroy_event(device, event);
+          for (DeviceEvent event : idle) runtime.destroy_event(device, event);
         }
       });
     }
 
     Result<DeviceEvent> take(int device) {
-      const DeviceEvent found = events.with([device](auto& by_device) -> DeviceEvent {
+      DeviceEvent found = events.with([device](auto& by_device) -> DeviceEvent {
         std::vector<DeviceEvent>& idle = by_device[device];
         if (idle.empty()) return nullptr;
-        const DeviceEvent event = idle.back();
+        DeviceEvent event = idle.back();
         idle.pop_back();
         return event;
       });

@@ -90,12 +90,12 @@ std::shared_ptr<DeviceBlock> DeviceMemory::hand_out(const std::shared_ptr<Shelve
 }
 
 Result<bool> DeviceMemory::mark_consumers(Shelves& shelves, DeviceBlock& block) {
-  for (const DeviceStream stream : block.consumers) {
+  for (DeviceStream stream : block.consumers) {
     Result<bool> capturing = shelves.runtime.is_capturing(block.device, stream);
     if (!capturing || capturing.value()) return capturing ? Result<bool>(false) : capturing;
   }
   DeviceEvents own(shelves.runtime);  // no pool: this is rare beside the work on a block
-  for (const DeviceStream stream : std::exchange(block.consumers, {})) {
+  for (DeviceStream stream : std::exchange(block.consumers, {})) {
     Result<DeviceMarkRef> mark = own.mark(block.device, stream);
     if (!mark) return mark.status();
     block.last_uses.push_back(std::move(mark).value());
@@ -124,7 +124,7 @@ void DeviceMemory::look_at_parked(Shelves& shelves) {
 }
 
 void DeviceMemory::give_to_device(Shelves& shelves) {
-  Idle idle = shelves.idle.with([](Idle& all) {
+  const Idle idle = shelves.idle.with([](Idle& all) {
     Idle taken;
     taken.blocks = std::exchange(all.blocks, {});
     taken.pinned = std::exchange(all.pinned, {});

@@ -10,8 +10,9 @@ class CurrentDevice {
   CurrentDevice(DeviceRuntime& runtime, int device) : runtime_(runtime), former_(runtime.exchange_current(device)) {}
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
+  // NOLINTNEXTLINE(bugprone-exception-escape): a variant that holds what was just asked for
   ~CurrentDevice() {
-    if (former_) static_cast<void>(runtime_.exchange_current(former_.value()));
+    if (former_.ok()) static_cast<void>(runtime_.exchange_current(former_.value()));
   }
   Status status() const { return former_.status(); }
 

@@ -177,7 +177,7 @@ Result<std::byte*> NcclCall::scratch(std::size_t bytes) {
 Result<MadeMemory> NcclCall::make_output(std::size_t bytes) {
   Result<std::shared_ptr<DeviceBlock>> block = lease(bytes);
   if (!block) return block.status();
-  std::shared_ptr<DeviceBlock> made = std::move(block).value();
+  const std::shared_ptr<DeviceBlock> made = std::move(block).value();
   return MadeMemory{std::shared_ptr<std::byte>(made, made->memory), made};
 }
 
