@@ -23,6 +23,19 @@ std::vector<std::string> module_places(std::string_view file_name) {
   return places;
 }
 
+std::vector<fs::path> environment_folders() {
+  std::vector<fs::path> folders;
+  for (fs::path at = own_folder(); at.has_relative_path(); at = at.parent_path()) {
+    if (at.filename() != "site-packages") continue;  // .../lib/python3.x/site-packages/...
+    folders.push_back(at.parent_path().parent_path());
+    break;
+  }
+  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
+    if (const auto prefix = environment(variable)) folders.push_back(fs::path(*prefix) / "lib");
+  }
+  return folders;
+}
+
 std::optional<std::string> first_existing(std::span<const std::string> files) {
   std::error_code ignored;
   for (const std::string& file : files) {

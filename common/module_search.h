@@ -20,6 +20,10 @@ std::filesystem::path own_folder();
 /// The places of a module in the order in which they are tried: the folder that kModuleVariable names, then our own.
 std::vector<std::string> module_places(std::string_view file_name);
 
+/// The lib folders (<prefix>/lib) of the Python environments that this process may belong to: the one that this library
+/// is installed in, then those that VIRTUAL_ENV and CONDA_PREFIX name.
+std::vector<std::filesystem::path> environment_folders();
+
 std::optional<std::string> first_existing(std::span<const std::string> files);
 
 /// Why the last dlopen or dlsym of this thread failed.

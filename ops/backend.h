@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <horovod_cpp/data_type.h>
@@ -86,6 +87,12 @@ struct MadeMemory {
   std::shared_ptr<std::byte> memory;
   std::shared_ptr<DeviceBlock> block;  ///< of device memory: where it comes from
 };
+
+/// Of a block of device memory.
+inline MadeMemory made_of(std::shared_ptr<DeviceBlock> block) {
+  std::byte* const memory = block->memory;
+  return {std::shared_ptr<std::byte>(block, memory), std::move(block)};
+}
 
 class Backend {
  public:

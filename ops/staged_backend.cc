@@ -35,8 +35,7 @@ Task<Status> StagedBackend::begin(CollectiveContext& context) {
 Result<MadeMemory> StagedBackend::make_output(std::size_t bytes) {
   Result<std::shared_ptr<DeviceBlock>> block = devices_.memory().lease(settings_.device, bytes, stream_);
   if (!block) return block.status();
-  const std::shared_ptr<DeviceBlock> made = std::move(block).value();
-  return MadeMemory{std::shared_ptr<std::byte>(made, made->memory), made};
+  return made_of(std::move(block).value());
 }
 
 DeviceMarkRef StagedBackend::end(const Status& /*status*/, std::shared_ptr<void> held) {

@@ -20,11 +20,13 @@ Devices::~Devices() = default;
 Result<Devices::Parts*> Devices::parts() {
   if (Parts* made = parts_.load(std::memory_order_acquire)) return made;  // acquire: pairs with the store below
   if (source_ == nullptr) return Status::unavailable("this engine has no devices");
-  const std::scoped_lock lock(making_);
-  if (owned_) return owned_.get();
+  // Loaded before the lock is taken: it takes time, and the source remembers.
   Result<DeviceRuntime*> runtime = source_->runtime();
   if (!runtime) return runtime.status();
-  owned_ = std::make_unique<Parts>(loop_, *runtime.value(), source_->nccl(), options_, failed_late_);
+  Result<const nccl::Api*> api = source_->nccl();
+  const std::scoped_lock lock(making_);
+  if (owned_) return owned_.get();
+  owned_ = std::make_unique<Parts>(loop_, *runtime.value(), std::move(api), options_, failed_late_);
   parts_.store(owned_.get(), std::memory_order_release);
   return owned_.get();
 }

@@ -1,6 +1,6 @@
 // The accelerators of one engine: made when the first tensor in device memory comes, and asked for a backend by each
 // call on such tensors.
-// `receive`, `wait_for` and `runtime` from any thread; everything else runs under the Turn.
+// `receive` and `wait_for` from any thread; everything else runs under the Turn.
 #pragma once
 
 #include <atomic>
@@ -33,7 +33,8 @@ class Devices {
   /// For the tensors of `entries`, which lie in device memory as the response says.
   Result<std::unique_ptr<Backend>> begin_call(const Response& response, const std::vector<TensorEntry>& entries,
                                               Priority priority);
-  /// A call failed on this rank. Ranks may be out of step from here on, where NCCL carries it.
+  /// A call of several ranks failed on this one. Where NCCL carries it, they may be out of step from here on: this rank
+  /// may not have given NCCL what the others have. So the set fails. Before the call's backend ends.
   void call_failed(const Response& response, const Status& reason);
   void fail_set(ProcessSetId process_set, const Status& reason);
   void fail_call(ProcessSetId process_set, std::uint64_t call, const Status& reason);

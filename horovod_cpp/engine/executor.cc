@@ -352,6 +352,12 @@ void Executor::finish(CallRef call, const Status& status) {
   lane.running.erase(call->response.call);
   --in_flight_;
   Status told = status;
+  // What all ranks find alike in what they have agreed on is no news to them, and leaves them in step.
+  const bool found_alike = status.code() == StatusCode::kPrecondition && call->response.memory != MemoryKind::kHost;
+  const bool has_set = sets_.find(process_set) != nullptr;  // otherwise no later call can be out of step
+  if (!status.ok() && !found_alike && has_set && call->membership->size() > 1) {
+    devices_.call_failed(call->response, status);
+  }
   // From here on a device may still be at work on it, which holds it then.
   const DeviceMarkRef launched = call->backend != nullptr ? call->backend->end(status, call) : nullptr;
   if (status.ok()) {
@@ -373,10 +379,7 @@ void Executor::finish(CallRef call, const Status& status) {
                                : Status(told.code(), fmt::format("{} '{}': {}", name_of(call->response.op),
                                                                  entry.request.key.name, told.text())));
   }
-  // What all ranks find alike in what they have agreed on is no news to them.
-  const bool told_already = status.code() == StatusCode::kPrecondition && call->response.memory != MemoryKind::kHost;
-  if (!status.ok() && !told_already && call->membership->size() > 1) devices_.call_failed(call->response, status);
-  on_call_ended_({process_set, call->response.call, told_already ? Status() : status, in_flight_});
+  on_call_ended_({process_set, call->response.call, found_alike ? Status() : status, in_flight_});
   call.reset();
   start_what_may(lane);
 }

@@ -35,7 +35,7 @@ Result<DeviceStream> DeviceEngine::stream(int device, bool captured) {
 std::weak_ptr<void> DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void> held) {
   const auto kept = std::make_shared<std::shared_ptr<void>>(std::move(held));
   if (mark->captured) {
-    kept_by_graphs_.push_back(kept);
+    kept_for_good_.push_back(kept);
     return kept;
   }
   kept_.push_back({std::move(mark), kept});
@@ -51,7 +51,7 @@ void DeviceEngine::abandon() {
     memory_.leave_to_process();
   }
   kept_.clear();
-  kept_by_graphs_.clear();
+  kept_for_good_.clear();
 }
 
 void DeviceEngine::look_later() {
@@ -70,7 +70,7 @@ bool DeviceEngine::front_is_done() {
     Result<DeviceMarkRef> recorded = events_.recorded(mark);
     if (!recorded) {
       log::error("a stream cannot be watched: {}", recorded.status().text());
-      kept_by_graphs_.push_back(kept_.front().held);  // there is no telling when it is done
+      kept_for_good_.push_back(kept_.front().held);  // there is no telling when it is done
       return true;
     }
     // It stands as well for what came on the same stream until now.
@@ -83,7 +83,7 @@ bool DeviceEngine::front_is_done() {
   const Result<bool> done = runtime_.query(mark->device, kept_.front().mark->event);
   if (!done) {
     log::error("a device cannot be watched: {}", done.status().text());
-    kept_by_graphs_.push_back(kept_.front().held);
+    kept_for_good_.push_back(kept_.front().held);
   }
   return !done || done.value();
 }

@@ -35,7 +35,7 @@ class DeviceEngine {
   /// Holds `held` until what `mark` stands for is done, and for ever if that is a part of a graph, which may run again.
   /// What is returned lives as long. The stream of a mark without an event has to live for some milliseconds more.
   std::weak_ptr<void> keep(DeviceMarkRef mark, std::shared_ptr<void> held);
-  void keep_for_good(std::shared_ptr<void> held) { kept_by_graphs_.push_back(std::move(held)); }
+  void keep_for_good(std::shared_ptr<void> held) { kept_for_good_.push_back(std::move(held)); }
   /// Whether something is held that a device is not done with.
   bool pending() const { return !kept_.empty(); }
   /// Whether so much is in line that more had better wait: what is in line has to go through a device even when it has
@@ -67,7 +67,7 @@ class DeviceEngine {
   LaunchOrder order_;
   std::map<std::pair<int, bool>, DeviceStream> streams_;  // by device and whether it is for graphs
   std::deque<Kept> kept_;
-  std::vector<std::shared_ptr<void>> kept_by_graphs_;
+  std::vector<std::shared_ptr<void>> kept_for_good_;
   std::function<void()> watch_;
   Loop::TimerId timer_ = 0;
   Duration pause_{};

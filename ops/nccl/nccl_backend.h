@@ -41,7 +41,7 @@ class NcclBackend {
   void fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason);
   /// The sets whose calls fail from now on, and why.
   std::vector<std::pair<std::uint16_t, Status>> failed_sets() const;
-  /// The set is no more; its number may come again. What its calls have put in line comes to its end.
+  /// The set is no more. What its calls have put in line comes to its end.
   void forget_set(std::uint16_t process_set);
   /// The device of this rank that a set communicates from; -1 where there is none yet.
   int device_of(std::uint16_t process_set) const;

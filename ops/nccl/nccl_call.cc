@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
 #include "common/loop/sleep.h"
 #include "ops/activity.h"
 #include "ops/nccl/current_device.h"
-#include "ops/reduce/neutral.h"
+#include "ops/nccl/nccl_reduction.h"
 
 namespace hvd {
 namespace {
@@ -23,78 +22,6 @@ constexpr std::size_t kRecentCalls = 4096;  // more than ranks can be apart
 constexpr Duration kNapWhileCrowded = std::chrono::microseconds(200);
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// How NCCL reduces elements of a type: some as another type, which gives the same.
-struct Reduction {
-  DataType as;  // what lies in memory while NCCL reduces
-  nccl::ElementType type;
-  nccl::RedOp op;
-};
-
-nccl::ElementType element_type(DataType dtype) {
-  switch (dtype) {
-    case DataType::kInt8:
-      return nccl::kInt8;
-    case DataType::kInt16:  // goes as int32
-    case DataType::kInt32:
-      return nccl::kInt32;
-    case DataType::kInt64:
-      return nccl::kInt64;
-    case DataType::kFloat16:
-      return nccl::kFloat16;
-    case DataType::kFloat32:
-      return nccl::kFloat32;
-    case DataType::kFloat64:
-      return nccl::kFloat64;
-    case DataType::kBfloat16:
-      return nccl::kBfloat16;
-    case DataType::kUint8:
-    case DataType::kBool:
-      break;
-  }
-  return nccl::kUint8;
-}
-
-Reduction reduction_of(DataType dtype, ReduceOp op) {
-  Reduction reduction{dtype, element_type(dtype), nccl::kSum};
-  switch (op) {
-    case ReduceOp::kMin:
-      reduction.op = nccl::kMin;
-      break;
-    case ReduceOp::kMax:
-      reduction.op = nccl::kMax;
-      break;
-    case ReduceOp::kProduct:
-      reduction.op = nccl::kProd;
-      break;
-    default:
-      break;
-  }
-  // The low 16 bits of sums and products of wider integers are those of the narrow ones.
-  if (dtype == DataType::kInt16) reduction.as = DataType::kInt32;
-  // "or" and "and" of bytes that are 0 or 1.
-  if (dtype == DataType::kBool) {
-    reduction.op = op == ReduceOp::kMin || op == ReduceOp::kProduct ? nccl::kMin : nccl::kMax;
-  }
-  return reduction;
-}
-
-std::uint64_t neutral_bits(DataType dtype, ReduceOp op) {
-  std::uint64_t bits = 0;
-  fill_neutral(&bits, dtype, 1, op);
-  return bits;
-}
-
-// What an int16 is filled with while it travels as an int32 is not the neutral element of int32: it has to come back.
-std::uint64_t fill_bits(DataType dtype, DataType as, ReduceOp op) {
-  if (dtype == as) return neutral_bits(dtype, op);
-  std::int16_t narrow = 0;
-  fill_neutral(&narrow, dtype, 1, op);
-  const std::int32_t wide = narrow;
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, &wide, sizeof wide);
-  return bits;
-}
 
 }  // namespace
 
@@ -138,11 +65,7 @@ DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
       backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
     }
   }
-  if (!status.ok() && communicator_->comm != nullptr) {
-    // A rank that has not given NCCL what the others have is out of step with them from here on.
-    backend_.fail(*communicator_, status);
-  }
-  // NCCL may be about to put its work in line, until the abort has come to its end.
+  // NCCL may be about to put its work in line, until the abort that a failure brings has come to its end.
   if (!status.ok() && has_stream_ && backend_.reaper_) backend_.reaper_->release_after(held);
   if (status.ok() && communicator_->comm != nullptr) {
     communicator_->recent.push_back(settings_.call);
@@ -177,8 +100,7 @@ Result<std::byte*> NcclCall::scratch(std::size_t bytes) {
 Result<MadeMemory> NcclCall::make_output(std::size_t bytes) {
   Result<std::shared_ptr<DeviceBlock>> block = lease(bytes);
   if (!block) return block.status();
-  const std::shared_ptr<DeviceBlock> made = std::move(block).value();
-  return MadeMemory{std::shared_ptr<std::byte>(made, made->memory), made};
+  return made_of(std::move(block).value());
 }
 
 Status NcclCall::convert(const DeviceConversion& conversion, std::span<const DevicePiece> pieces) {
@@ -234,7 +156,7 @@ Status NcclCall::in_group(std::string_view what, Body body) {
 
 Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype,
                                     ReduceOp op) {
-  const Reduction reduction = reduction_of(dtype, op);
+  const NcclReduction reduction = nccl_reduction(dtype, op);
   const CurrentDevice current(runtime(), settings_.device);
   HVD_RETURN_IF_ERROR(current.status());
   return checked(api().all_reduce(input, output, count, reduction.type, reduction.op, comm(), stream_), "allreduce");
@@ -242,7 +164,7 @@ Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, s
 
 Task<Status> NcclCall::allreduce(CollectiveContext& context, AllreduceCall call) {
   const AllreduceTensor& first = call.tensors.front();
-  const bool as_it_is = reduction_of(call.dtype, call.reduce_op).as == call.dtype;
+  const bool as_it_is = nccl_reduction(call.dtype, call.reduce_op).as == call.dtype;
   if (call.tensors.size() == 1 && first.input != nullptr && context.size() > 1 && as_it_is) {
     co_return co_await allreduce_one(context, call);
   }
@@ -294,7 +216,7 @@ Task<Status> NcclCall::allreduce_one(CollectiveContext& context, const Allreduce
 
 // Several tensors, or one that NCCL cannot take as it lies: through a fusion buffer.
 Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const AllreduceCall& call) {
-  const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
+  const NcclReduction reduction = nccl_reduction(call.dtype, call.reduce_op);
   const std::size_t element = size_of(reduction.as);
   // Nothing is added behind the last one: a single tensor is as long here as for a rank that takes it as it lies.
   std::size_t bytes = 0;
@@ -315,7 +237,7 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
   // One launch packs and scales, and one unpacks and divides; what a launch cannot do as well has one of its own.
   const bool changes_type = reduction.as != call.dtype;
   DeviceConversion packing{call.dtype, reduction.as};
-  packing.fill = fill_bits(call.dtype, reduction.as, call.reduce_op);
+  packing.fill = neutral_bits(call.dtype, reduction, call.reduce_op);
   if (!changes_type) packing.factor = call.prescale;
   if (changes_type && call.prescale != 1.0) {
     HVD_CO_RETURN_IF_ERROR(scale_apart(call.dtype, call.prescale, in));
@@ -388,7 +310,7 @@ Task<Status> NcclCall::broadcast(CollectiveContext& context, BroadcastCall call)
 
 Task<Status> NcclCall::reducescatter(CollectiveContext& context, ReducescatterCall call) {
   const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
-  const Reduction reduction = reduction_of(call.dtype, call.reduce_op);
+  const NcclReduction reduction = nccl_reduction(call.dtype, call.reduce_op);
   const bool widens = reduction.as != call.dtype && context.size() > 1;
   const std::size_t from_bytes = size_of(call.dtype);
   const std::size_t as_bytes = size_of(widens ? reduction.as : call.dtype);

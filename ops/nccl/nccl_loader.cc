@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "common/env_options.h"
+#include "common/module_search.h"
 
 namespace hvd {
 namespace {
@@ -19,24 +20,14 @@ constexpr const char* kUserVariable = "HOROVOD_NCCL_LIBRARY";
 constexpr int kOldest = 21801;
 constexpr int kFlags = RTLD_NOW | RTLD_LOCAL;
 
-// <site-packages>/nvidia/nccl/lib of the environments that this process may be in.
+// Where NCCL's wheel has it in the environments that this process may be in.
 std::vector<std::string> wheel_files() {
   std::vector<std::string> files;
-  const fs::path in_wheel = fs::path("nvidia") / "nccl" / "lib" / kSoname;
-  Dl_info info{};
   std::error_code ignored;
-  if (dladdr(reinterpret_cast<const void*>(&load_nccl), &info) != 0 && info.dli_fname != nullptr) {
-    for (fs::path at = fs::canonical(info.dli_fname, ignored); at.has_relative_path(); at = at.parent_path()) {
-      if (at.filename() == "site-packages") files.push_back((at / in_wheel).string());
-    }
-  }
-  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
-    const auto prefix = environment(variable);
-    if (!prefix) continue;
-    for (const auto& entry : fs::directory_iterator(fs::path(*prefix) / "lib", ignored)) {
-      if (entry.path().filename().string().starts_with("python")) {
-        files.push_back((entry.path() / "site-packages" / in_wheel).string());
-      }
+  for (const fs::path& folder : environment_folders()) {
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+      if (!entry.path().filename().string().starts_with("python")) continue;
+      files.push_back((entry.path() / "site-packages" / "nvidia" / "nccl" / "lib" / kSoname).string());
     }
   }
   return files;
@@ -70,10 +61,7 @@ class Search {
  private:
   void* try_open(const std::string& file) {
     void* opened = dlopen(file.c_str(), kFlags);
-    if (opened == nullptr) {
-      const char* text = dlerror();
-      tried_.emplace_back(text != nullptr ? text : file);
-    }
+    if (opened == nullptr) tried_.push_back(dl_error());  // names the file
     return opened;
   }
 

@@ -104,6 +104,15 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   EXPECT_TRUE(options.timeline_mark_cycles);
 }
 
+TEST_F(EnvOptions, WhatCarriesDeviceMemoryTakesHorovodsSpellings) {
+  EXPECT_EQ(read().gpu_operations, "nccl");
+  for (const auto& [given, meant] : {std::pair("NCCL", "nccl"), std::pair("Host", "host"), std::pair("MPI", "host")}) {
+    const Variable variable("HOROVOD_GPU_OPERATIONS", given);
+    EXPECT_EQ(read().gpu_operations, meant);
+  }
+  EXPECT_NE(refusal_of("HOROVOD_GPU_OPERATIONS", "gloo").find("one of nccl, host, mpi"), std::string::npos);
+}
+
 TEST_F(EnvOptions, TheStallCheckCanBeTurnedOff) {
   const Variable off("HOROVOD_STALL_CHECK_DISABLE", "1");
   const Variable time("HOROVOD_STALL_CHECK_TIME_SECONDS", "5");

@@ -104,8 +104,8 @@ class DeviceRank {
   /// What a kernel on the stream reads there.
   template <typename T>
   std::vector<T> consume(const void* place, std::size_t count) {
-    auto values = std::make_shared<std::vector<T>>(count);
-    auto seen = std::make_shared<std::atomic<bool>>(false);
+    const auto values = std::make_shared<std::vector<T>>(count);
+    const auto seen = std::make_shared<std::atomic<bool>>(false);
     FakeWork work{.name = "consumer", .reads = {{static_cast<const std::byte*>(place), count * sizeof(T)}}};
     work.run = [values, place] {
       if (!values->empty()) std::memcpy(values->data(), place, values->size() * sizeof(T));
@@ -283,6 +283,25 @@ TEST_P(OnDevices, EveryReductionOfEveryTypeIsThatOfTheHost) {
   }
 }
 
+TEST_P(OnDevices, ALargeInt16IsScaledAsOnTheHost) {
+  DeviceJob job(2, settings());
+  job.run([](DeviceRank& rank) {
+    const std::vector<std::int16_t> input{20'000, -20'000, 3};
+    for (const ReduceOp op : {ReduceOp::kMax, ReduceOp::kSum, ReduceOp::kAverage}) {
+      const std::string name(name_of(op));
+      TensorEntry host = make_entry(OpKind::kAllreduce, name + " host", DataType::kInt16, {3}, input.data(), nullptr);
+      std::byte* const output = rank.make(6);
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, name, DataType::kInt16, {3}, rank.produce(input), output);
+      host.request.reduce_op = entry.request.reduce_op = op;
+      host.request.prescale = entry.request.prescale = 2.0;
+      const Status status = rank.run(std::move(entry));
+      ASSERT_TRUE(status.ok()) << status.text();
+      EXPECT_EQ(rank.consume<std::byte>(output, 6), on_host(rank, std::move(host), 6)) << name;
+    }
+  });
+  job.shut_down();
+}
+
 TEST_P(OnDevices, ManyTensorsInFlightAreFusedAndKeepTheirValues) {
   DeviceJob job(3, settings());
   job.run([](DeviceRank& rank) {
@@ -408,8 +427,16 @@ TEST_P(OnDevices, MemoryIsKeptUntilTheDeviceIsDoneWithIt) {
     float* const place = rank.produce(values);
     TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {5}, place, place);
     entry.keep_alive = std::move(owner);
+    // Through the host nothing is done before the device is.
+    const bool hangs = std::string_view(GetParam()) == "nccl";
+    if (hangs) rank.device.hang();
     const Status status = rank.run(std::move(entry));
     ASSERT_TRUE(status.ok()) << status.text();
+    if (hangs) {
+      std::this_thread::sleep_for(20ms);  // some looks of the engine at the device
+      EXPECT_FALSE(watch.expired()) << "the device has not begun, and nobody holds it";
+      rank.device.release();
+    }
     EXPECT_EQ(rank.consume<float>(place, 5), std::vector<float>(5, 2.0f));
     const auto end = std::chrono::steady_clock::now() + 60s;
     while (!watch.expired() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
@@ -555,28 +582,25 @@ TEST(DeviceFaults, NoMemoryIsAnErrorThatSaysHowMuchWasAskedFor) {
 TEST(DeviceFaults, ARemovedSetsCallsComeToTheirEnd) {
   TestRank::Settings settings;
   settings.options.dynamic_process_sets = true;
-  DeviceJob job(2, settings);
+  DeviceJob job(3, settings);
   job.run([](DeviceRank& rank) {
     for (int round = 0; round < 3; ++round) {
-      const Result<ProcessSetId> set = rank.hvd->add_process_set({0});
+      const Result<ProcessSetId> set = rank.hvd->add_process_set({0, 1});
       ASSERT_TRUE(set.ok()) << set.status().text();
-      const Result<ProcessSetId> both = rank.hvd->add_process_set({1});
-      ASSERT_TRUE(both.ok()) << both.status().text();
       rank.device.hang();
       float* const place = rank.produce(std::vector<float>(4, 1.0f));
-      TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {4}, place, place);
-      entry.request.key.process_set = rank.rank() == 0 ? set.value() : both.value();
-      entry.request.postscale = 3.0;
-      const Status status = rank.run(std::move(entry));
-      ASSERT_TRUE(status.ok()) << status.text();
-      for (const ProcessSetId gone : {set.value(), both.value()}) {
-        TensorEntry remove =
-            make_entry(OpKind::kProcessSetRemove, "remove", DataType::kUint8, {gone}, nullptr, nullptr);
-        const Status removed = rank.hvd->wait(rank.hvd->enqueue(std::move(remove)));
-        ASSERT_TRUE(removed.ok()) << removed.text();
+      if (rank.rank() < 2) {
+        TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {4}, place, place);
+        entry.request.key.process_set = set.value();
+        const Status status = rank.run(std::move(entry));
+        ASSERT_TRUE(status.ok()) << status.text();
       }
+      TensorEntry remove =
+          make_entry(OpKind::kProcessSetRemove, "remove", DataType::kUint8, {set.value()}, nullptr, nullptr);
+      const Status removed = rank.hvd->wait(rank.hvd->enqueue(std::move(remove)));
+      ASSERT_TRUE(removed.ok()) << removed.text();
       rank.device.release();
-      EXPECT_EQ(rank.consume<float>(place, 4), std::vector<float>(4, 3.0f));
+      EXPECT_EQ(rank.consume<float>(place, 4), std::vector<float>(4, rank.rank() < 2 ? 2.0f : 1.0f));
     }
   });
   job.shut_down();
@@ -659,6 +683,33 @@ TEST(DeviceGraphs, ACapturedCallRunsWithEachReplay) {
     }
     const Status status = allreduce_once(rank, "beside");
     EXPECT_TRUE(status.ok()) << status.text();
+  });
+  job.shut_down();
+}
+
+TEST(DeviceGraphs, AnOutputThatIsDroppedUnderCaptureIsUsedAgainAfterIt) {
+  DeviceJob job(2);
+  job.run([](DeviceRank& rank) {
+    const auto gather = [&](const std::string& name) {
+      const float* const input = rank.produce(std::vector<float>(16, 1.0f));
+      return rank.hvd->enqueue(rank.entry(OpKind::kAllgather, name, DataType::kFloat32, {16}, input, nullptr));
+    };
+    const auto seen = [&](const Result<HandleRef>& handle) {
+      return rank.consume<float>(handle.value()->output().tensors.front().memory.get(), 32);
+    };
+    Result<HandleRef> first = gather("first");
+    ASSERT_TRUE(rank.wait(first).ok());
+    EXPECT_EQ(seen(first), std::vector<float>(32, 1.0f));
+    std::this_thread::sleep_for(20ms);  // until the engine has seen that the device is done
+    ASSERT_TRUE(rank.device.begin_capture(rank.stream).ok());
+    first = Status::internal("dropped");
+    EXPECT_TRUE(rank.device.end_capture(rank.stream).ok()) << "an event of ours became part of the graph";
+    for (int i = 0; i < 3; ++i) {
+      const Result<HandleRef> later = gather(fmt::format("later{}", i));
+      const Status status = rank.wait(later);
+      ASSERT_TRUE(status.ok()) << status.text();
+      EXPECT_EQ(seen(later), std::vector<float>(32, 1.0f));
+    }
   });
   job.shut_down();
 }

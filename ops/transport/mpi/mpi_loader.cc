@@ -23,14 +23,6 @@ constexpr const char* kUserVariable = "HOROVOD_MPI_LIBRARY";
 // Open MPI opens plug-ins of its own that expect to find libmpi's symbols.
 constexpr int kLibraryFlags = RTLD_NOW | RTLD_GLOBAL;
 
-// <prefix>/lib of a Python environment that this library is installed in: .../lib/python3.x/site-packages/...
-std::optional<fs::path> environment_folder(const fs::path& folder) {
-  for (fs::path at = folder; at.has_relative_path(); at = at.parent_path()) {
-    if (at.filename() == "site-packages") return at.parent_path().parent_path();
-  }
-  return std::nullopt;
-}
-
 class LibrarySearch {
  public:
   explicit LibrarySearch(const MpiSearch& search) : search_(search) {}
@@ -131,10 +123,7 @@ MpiSearch default_mpi_search() {
   MpiSearch search;
   search.sonames.assign(kSonames.begin(), kSonames.end());
   search.chosen_by_user = environment(kUserVariable).value_or("");
-  if (const auto folder = environment_folder(own_folder())) search.folders.push_back(folder->string());
-  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
-    if (const auto prefix = environment(variable)) search.folders.push_back((fs::path(*prefix) / "lib").string());
-  }
+  for (const fs::path& folder : environment_folders()) search.folders.push_back(folder.string());
   search.module_files = module_places(kModuleName);
   return search;
 }
