@@ -143,6 +143,31 @@ def enqueue(
 ) -> Handle:
     """Hand a tensor over; see ``hvd_operation`` in c_api.h. Does not block."""
 
+def enqueue_plain(
+    op: int,
+    source: object,
+    target: object,
+    name: str | None,
+    process_set: int,
+    reduce_op: int,
+    root_rank: int,
+    prescale: float,
+    postscale: float,
+    call_site: tuple[str | None, int],
+    caller_waits: bool,
+    /,
+) -> Handle | None:
+    """As `enqueue`, for tensors that lie in host memory as they are; None for others. Does not block."""
+
+def read_tensors_of(type: type, /) -> None:
+    """Let `enqueue_plain` take tensors of exactly this type, if they can be read without a call into Python."""
+
+def call_site() -> tuple[str | None, int]:
+    """File and line of the first caller outside the skipped folders; (None, 0) if there is none."""
+
+def skip_folder(folder: str, /) -> None:
+    """Pass over the frames of files below `folder`, which ends with a slash, in `call_site`."""
+
 def enqueue_group(
     op: int,
     members: Sequence[tuple[int, Sequence[int], int, int]],

@@ -32,6 +32,12 @@ class ForkError : public ApiError {
 /// Throws ApiError with the text of this thread's last failure, unless `code` is HVD_OK.
 void check(int code);
 
+/// In a function of C that Python calls, inside a catch block: makes the exception that is handled Python's.
+void set_python_error() noexcept;
+
+/// Adds a function of C, which costs less to call than one of pybind11. `method` has to stay.
+void add_function(pybind11::module_& module, PyMethodDef& method);
+
 /// True in a process that was forked from an initialised one. The engine's threads are not there, its locks may be
 /// held for ever: nothing of the C ABI may be called. Any thread, GIL or not.
 bool used_after_fork();
@@ -42,6 +48,7 @@ void refuse_after_fork();
 /// Makes the exception types, and has forks noticed from now on.
 void bind_errors(pybind11::module_& module);
 void bind_builds(pybind11::module_& module);
+void bind_call_site(pybind11::module_& module);
 void bind_lifecycle(pybind11::module_& module);
 void bind_process_sets(pybind11::module_& module);
 void bind_operations(pybind11::module_& module);

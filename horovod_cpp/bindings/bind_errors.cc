@@ -63,6 +63,28 @@ void check(int code) {
   if (code != HVD_OK) throw ApiError(code, hvd_last_error());
 }
 
+void set_python_error() noexcept {
+  try {
+    throw;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const ForkError& error) {
+    raise(error_types.get_stored().fork_error, error);
+  } catch (const ApiError& error) {
+    raise(error_types.get_stored().error, error);
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+void add_function(py::module_& module, PyMethodDef& method) {
+  const auto function = py::reinterpret_steal<py::object>(PyCFunction_New(&method, module.ptr()));
+  if (!function) throw py::error_already_set();
+  module.add_object(method.ml_name, function);
+}
+
 bool used_after_fork() { return forked.load(std::memory_order_relaxed); }
 
 void refuse_after_fork() {

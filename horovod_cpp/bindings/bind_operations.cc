@@ -2,11 +2,15 @@
 // The GIL stays held in enqueue, which does not block: a switch of threads there would delay a backward pass.
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 
 #include "horovod_cpp/bindings/bind.h"
+#include "horovod_cpp/bindings/dlpack.h"
 #include "horovod_cpp/bindings/gil.h"
 #include "horovod_cpp/bindings/handle.h"
 
@@ -17,6 +21,12 @@ namespace {
 
 // Gets the reference that enqueue took. Runs inside a function of the C ABI, where the GIL may be let go.
 void release_reference(void* object) { drop_reference(static_cast<PyObject*>(object)); }
+
+// Of the process; the GIL guards it. Never destroyed: threads may call as long as there is an interpreter.
+PlainTensorReader& reader() {
+  static auto* const instance = new PlainTensorReader;
+  return *instance;
+}
 
 const char* text_or_null(const std::optional<std::string>& text) { return text ? text->c_str() : nullptr; }
 
@@ -83,6 +93,80 @@ Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::u
   operation.output = tensor(dtype, shape, output, place);
   return hand_over(operation, std::move(keep_alive), {dtype});
 }
+
+int int_of(PyObject* number) {
+  const long value = PyLong_AsLong(number);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (value < std::numeric_limits<int>::min() || value > std::numeric_limits<int>::max()) {
+    throw py::value_error("a number is out of range: " + std::to_string(value));
+  }
+  return static_cast<int>(value);
+}
+
+double double_of(PyObject* number) {
+  const double value = PyFloat_AsDouble(number);
+  if (value == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+// Borrowed from the Python object; null for None.
+const char* text_of(PyObject* text) {
+  if (text == Py_None) return nullptr;
+  Py_ssize_t length = 0;
+  const char* const bytes = PyUnicode_AsUTF8AndSize(text, &length);
+  if (bytes == nullptr) throw py::error_already_set();
+  if (std::strlen(bytes) != static_cast<std::size_t>(length)) {
+    throw py::value_error("a name may not contain a zero byte");
+  }
+  return bytes;
+}
+
+// What most operations are, from tensor to handle without a copy of anything: a microsecond is what training notices
+// in hundreds of small gradients. None where the tensors are not plain ones: enqueue() takes those.
+py::object enqueue_plain(PyObject* const* arguments) {
+  auto* const op = arguments[0];
+  auto* const source = arguments[1];
+  auto* const target = arguments[2];
+  const std::optional<PlainTensor> input = reader().read(source);
+  if (!input) return py::none();
+  const std::optional<PlainTensor> output = source == target ? input : reader().read(target);
+  if (!output) return py::none();
+  refuse_after_fork();
+  hvd_operation operation;
+  HVD_INIT_STRUCT(&operation);
+  operation.op = int_of(op);
+  operation.name = text_of(arguments[3]);
+  operation.process_set = int_of(arguments[4]);
+  operation.reduce_op = int_of(arguments[5]);
+  operation.root_rank = int_of(arguments[6]);
+  operation.prescale = double_of(arguments[7]);
+  operation.postscale = double_of(arguments[8]);
+  operation.call_site_file = text_of(PyTuple_GetItem(arguments[9], 0));
+  operation.call_site_line = int_of(PyTuple_GetItem(arguments[9], 1));
+  operation.caller_waits = arguments[10] == Py_True ? 1 : 0;
+  operation.input = {input->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0};
+  operation.output = {output->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0};
+  auto keep_alive = py::reinterpret_borrow<py::object>(source);
+  if (source != target) keep_alive = py::make_tuple(keep_alive, py::reinterpret_borrow<py::object>(target));
+  return py::cast(hand_over(operation, std::move(keep_alive), {input->dtype}));
+}
+
+PyObject* enqueue_plain_from_python(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
+  constexpr Py_ssize_t kArguments = 11;
+  if (count != kArguments) {
+    return PyErr_Format(PyExc_TypeError, "enqueue_plain() takes %zd arguments, not %zd", kArguments, count);
+  }
+  try {
+    return enqueue_plain(arguments).release().ptr();
+  } catch (...) {
+    set_python_error();
+    return nullptr;
+  }
+}
+
+PyMethodDef enqueue_plain_method = {
+    "enqueue_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(enqueue_plain_from_python)),
+    METH_FASTCALL, "As enqueue, for tensors that lie in host memory as they are; None for others. Does not block."};
 
 using Member = std::tuple<int, std::vector<std::int64_t>, std::uintptr_t, std::uintptr_t>;  // dtype, shape, in, out
 
@@ -172,6 +256,10 @@ void bind_operations(py::module_& module) {
   module.def("wait_all", wait_all, "Block until all handles are done, be it well or with an error.");
   module.def("streams_wait", streams_wait, "Let a CUDA stream wait for the results of all handles. Does not block.");
   module.def("enqueue", enqueue, "Hand a tensor over; see hvd_operation in c_api.h. Does not block.");
+  add_function(module, enqueue_plain_method);
+  module.def(
+      "read_tensors_of", [](const py::type& type) { reader().add_type(type); },
+      "Let enqueue_plain take tensors of exactly this type, if they can be read without a call into Python.");
   module.def("enqueue_group", enqueue_group, "Hand several tensors over as one operation. Does not block.");
   module.def("enqueue_alltoall", enqueue_alltoall, "Hand a tensor over that is to be split. Does not block.");
   module.def("enqueue_join", enqueue_join, "This rank has no more data. Does not block.");

@@ -1,4 +1,3 @@
-// The few structs of the DLPack ABI (version 0.8, as in "dltensor" capsules) and the capsule's ends.
 // See dlpack.h.
 #include "horovod_cpp/bindings/dlpack.h"
 
@@ -7,68 +6,30 @@
 #include <utility>
 
 #include "horovod_cpp/bindings/bind.h"
+#include "horovod_cpp/bindings/dlpack_abi.h"
 
 namespace py = pybind11;
 
 namespace hvd::bindings {
 namespace {
 
-// Layout and numbers are fixed by https://dmlc.github.io/dlpack/latest/c_api.html.
-struct DlDevice {
-  std::int32_t type;
-  std::int32_t id;
-};
-struct DlDataType {
-  std::uint8_t code;
-  std::uint8_t bits;
-  std::uint16_t lanes;
-};
-struct DlTensor {
-  void* data;
-  DlDevice device;
-  std::int32_t dimensions;
-  DlDataType dtype;
-  std::int64_t* shape;
-  std::int64_t* strides;  // null: dense, last dimension fastest
-  std::uint64_t byte_offset;
-};
-struct DlManagedTensor {
-  DlTensor tensor;
-  void* context;
-  void (*deleter)(DlManagedTensor* self);
-};
-
-constexpr std::int32_t kDlCpu = 1;
-constexpr std::int32_t kDlCuda = 2;
 constexpr char kCapsuleName[] = "dltensor";  // a consumer renames it to "used_dltensor" and calls the deleter itself
 
-enum DlTypeCode : std::uint8_t { kDlInt = 0, kDlUint = 1, kDlFloat = 2, kDlBfloat = 4, kDlBool = 6 };
+struct KnownType {
+  int dtype;
+  DlDataType type;
+};
+constexpr KnownType kKnownTypes[] = {{HVD_UINT8, {kDlUint, 8, 1}},     {HVD_INT8, {kDlInt, 8, 1}},
+                                     {HVD_INT16, {kDlInt, 16, 1}},     {HVD_INT32, {kDlInt, 32, 1}},
+                                     {HVD_INT64, {kDlInt, 64, 1}},     {HVD_FLOAT16, {kDlFloat, 16, 1}},
+                                     {HVD_FLOAT32, {kDlFloat, 32, 1}}, {HVD_FLOAT64, {kDlFloat, 64, 1}},
+                                     {HVD_BOOL, {kDlBool, 8, 1}},      {HVD_BFLOAT16, {kDlBfloat, 16, 1}}};
 
 DlDataType dl_data_type(int dtype) {
-  switch (dtype) {
-    case HVD_UINT8:
-      return {kDlUint, 8, 1};
-    case HVD_INT8:
-      return {kDlInt, 8, 1};
-    case HVD_INT16:
-      return {kDlInt, 16, 1};
-    case HVD_INT32:
-      return {kDlInt, 32, 1};
-    case HVD_INT64:
-      return {kDlInt, 64, 1};
-    case HVD_FLOAT16:
-      return {kDlFloat, 16, 1};
-    case HVD_FLOAT32:
-      return {kDlFloat, 32, 1};
-    case HVD_FLOAT64:
-      return {kDlFloat, 64, 1};
-    case HVD_BOOL:
-      return {kDlBool, 8, 1};
-    case HVD_BFLOAT16:
-      return {kDlBfloat, 16, 1};
-    default:
-      throw std::logic_error("data type " + std::to_string(dtype) + " has no DLPack type");
+  for (const KnownType& known : kKnownTypes) {
+    if (known.dtype == dtype) return known.type;
   }
+  throw std::logic_error("data type " + std::to_string(dtype) + " has no DLPack type");
 }
 
 void delete_managed(DlManagedTensor* managed) {
@@ -81,7 +42,49 @@ void delete_unconsumed(PyObject* capsule) {
   delete_managed(static_cast<DlManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsuleName)));
 }
 
+// Dense, last dimension fastest. Where a dimension has one element its stride says nothing.
+bool is_dense(const DlTensor& tensor) {
+  if (tensor.strides == nullptr) return true;
+  std::int64_t dense = 1;
+  for (std::int32_t i = tensor.dimensions - 1; i >= 0; --i) {
+    if (tensor.shape[i] == 0) return true;
+    if (tensor.shape[i] != 1 && tensor.strides[i] != dense) return false;
+    dense *= tensor.shape[i];
+  }
+  return true;
+}
+
+std::optional<int> hvd_dtype_of(const DlDataType& type) {
+  for (const KnownType& known : kKnownTypes) {
+    if (known.type.code == type.code && known.type.bits == type.bits && type.lanes == 1) return known.dtype;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+void PlainTensorReader::add_type(const py::type& type) {
+  const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+  if (count_ == kMost || PyCapsule_IsValid(capsule.ptr(), kDlTableName) == 0) return;
+  const auto* table = static_cast<DlExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), kDlTableName));
+  if (table->header.major != kDlMajor || table->tensor_of == nullptr) return;
+  known_[count_++] = {reinterpret_cast<PyTypeObject*>(type.ptr()), table->tensor_of};
+}
+
+std::optional<PlainTensor> PlainTensorReader::read(py::handle tensor) const {
+  for (std::size_t i = 0; i < count_; ++i) {
+    if (Py_TYPE(tensor.ptr()) != known_[i].type) continue;
+    DlTensor lent{};
+    if (known_[i].tensor_of(tensor.ptr(), &lent) != 0) {
+      PyErr_Clear();  // it cannot be described so; who asks has another way
+      return std::nullopt;
+    }
+    const std::optional<int> dtype = hvd_dtype_of(lent.dtype);
+    if (lent.device.type != kDlCpu || !dtype || !is_dense(lent)) return std::nullopt;
+    return PlainTensor{static_cast<std::byte*>(lent.data) + lent.byte_offset, lent.shape, lent.dimensions, *dtype};
+  }
+  return std::nullopt;
+}
 
 py::capsule dlpack_capsule(std::shared_ptr<hvd_handle> handle, const hvd_output& output, int dtype) {
   auto owner = std::make_unique<std::shared_ptr<hvd_handle>>(std::move(handle));

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, module) {
   }
   hvd::bindings::bind_errors(module);
   hvd::bindings::bind_builds(module);
+  hvd::bindings::bind_call_site(module);
   hvd::bindings::bind_lifecycle(module);
   hvd::bindings::bind_process_sets(module);
   hvd::bindings::bind_operations(module);

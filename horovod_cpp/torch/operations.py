@@ -30,6 +30,9 @@ from horovod_cpp.torch.streams import ON_HOST, Place, device_of, place_of
 
 call_sites.skip_folder(os.path.dirname(os.path.abspath(torch.__file__)))
 
+for plain_type in (torch.Tensor, torch.nn.Parameter):
+    _core.read_tensors_of(plain_type)
+
 _DTYPES = {
     torch.uint8: _core.UINT8,
     torch.int8: _core.INT8,
@@ -58,6 +61,33 @@ def _pairs(tensor: torch.Tensor, in_place: bool) -> torch.Tensor:
     return torch.view_as_real(tensor.detach().resolve_conj())
 
 
+def _start_plain(
+    op: int,
+    tensor: torch.Tensor,
+    in_place: bool,
+    name: str | None,
+    process_set: ProcessSet,
+    reduce_op: int,
+    root_rank: int,
+    prescale: float,
+    postscale: float,
+    site: CallSite,
+    caller_waits: bool,
+) -> Pending | None:
+    """The short way for tensors that lie in host memory as they are; None for others."""
+    if tensor.is_neg():
+        return None
+    target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
+    process_set_id = require_id(process_set)
+    try:
+        handle = _core.enqueue_plain(
+            op, tensor, target, name, process_set_id, reduce_op, root_rank, prescale, postscale, site, caller_waits
+        )
+    except _core.Error as error:
+        raise _refusal(error, process_set_id) from None
+    return None if handle is None else Pending(handle, ON_HOST, target, None)
+
+
 def start_allreduce(
     tensor: torch.Tensor,
     in_place: bool,
@@ -70,14 +100,20 @@ def start_allreduce(
     caller_waits: bool = False,
 ) -> AnyPending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
+    pending = _start_plain(
+        _core.ALLREDUCE, tensor, in_place, name, process_set, reduce_op, 0, prescale_factor, postscale_factor, site,
+        caller_waits,
+    )  # fmt: skip
+    if pending is not None:
+        return pending
     if tensor.is_complex():
         _require_sum(reduce_op, name, _core.ALLREDUCE)
         pairs = _pairs(tensor, in_place)
-        pending = start_allreduce(
+        as_pairs = start_allreduce(
             pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
         )
-        assert isinstance(pending, Pending)
-        return PendingComplex(pending, tensor if in_place else None)
+        assert isinstance(as_pairs, Pending)
+        return PendingComplex(as_pairs, tensor if in_place else None)
     dtype = _require_supported(_core.ALLREDUCE, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
     place = place_of(source)
@@ -113,10 +149,15 @@ def start_broadcast(
     caller_waits: bool = False,
 ) -> AnyPending:
     """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
+    pending = _start_plain(
+        _core.BROADCAST, tensor, in_place, name, process_set, _core.SUM, root_rank, 1.0, 1.0, site, caller_waits
+    )
+    if pending is not None:
+        return pending
     if tensor.is_complex():
-        pending = start_broadcast(_pairs(tensor, in_place), in_place, root_rank, name, process_set, site, caller_waits)
-        assert isinstance(pending, Pending)
-        return PendingComplex(pending, tensor if in_place else None)
+        as_pairs = start_broadcast(_pairs(tensor, in_place), in_place, root_rank, name, process_set, site, caller_waits)
+        assert isinstance(as_pairs, Pending)
+        return PendingComplex(as_pairs, tensor if in_place else None)
     dtype = _require_supported(_core.BROADCAST, tensor, name)
     source, target, copy_to = _place(tensor, in_place)
     place = place_of(source)

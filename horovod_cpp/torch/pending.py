@@ -83,7 +83,9 @@ class Pending(Operation):
     def __init__(
         self, handle: _core.Handle, place: Place, output: torch.Tensor | None, copy_to: torch.Tensor | None
     ) -> None:
-        super().__init__(handle, place)
+        self._handle = handle  # as Operation.__init__, which costs a tenth of a microsecond to call
+        self._device, self._stream = place
+        self._waiting_stream = None
         self._output = output  # None: the library makes the output
         self._copy_to = copy_to
 
