@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/recycled.h"
 #include "horovod_cpp/engine/c_api_errors.h"
 #include "horovod_cpp/engine/op_rules/op_rule.h"
 #include "horovod_cpp/engine/session.h"
@@ -20,10 +21,12 @@ struct hvd_handle {
   std::shared_ptr<hvd::Session> session;
   struct CallerTensor {  // where the caller gave the memory of the output
     std::byte* data = nullptr;
-    hvd::Shape shape;
     std::size_t bytes = 0;
+    std::size_t first_dimension = 0;  // in `dimensions`
+    std::size_t dimensions = 0;
   };
   std::vector<CallerTensor> outputs;
+  std::vector<std::int64_t> dimensions;  // of all outputs
 };
 
 namespace {
@@ -40,6 +43,45 @@ struct Current {
 
 Current& current() {
   static auto* instance = new Current;  // never destroyed: handles may outlive static destructors
+  return *instance;
+}
+
+// Handles that were given back, with the room that they have: operations come by the hundred in each training step.
+class SpareHandles {
+ public:
+  SpareHandles() {
+    kept_.with([](auto& kept) { kept.reserve(kMost); });
+  }
+
+  std::unique_ptr<hvd_handle> take() {
+    std::unique_ptr<hvd_handle> handle = kept_.with([](auto& kept) {
+      std::unique_ptr<hvd_handle> last;
+      if (!kept.empty()) {
+        last = std::move(kept.back());
+        kept.pop_back();
+      }
+      return last;
+    });
+    return handle ? std::move(handle) : std::make_unique<hvd_handle>();
+  }
+
+  void give_back(std::unique_ptr<hvd_handle> handle) {
+    handle->state.reset();
+    handle->session.reset();
+    handle->outputs.clear();
+    handle->dimensions.clear();
+    kept_.with([&](auto& kept) {
+      if (kept.size() < kMost) kept.push_back(std::move(handle));
+    });
+  }
+
+ private:
+  static constexpr std::size_t kMost = 1024;
+  hvd::Guarded<std::vector<std::unique_ptr<hvd_handle>>> kept_;
+};
+
+SpareHandles& spare_handles() {
+  static auto* instance = new SpareHandles;  // as `current`
   return *instance;
 }
 
@@ -101,7 +143,9 @@ Status check_places(std::span<const hvd_tensor> inputs, std::span<const hvd_tens
   return {};
 }
 
-hvd::Shape shape_of(const hvd_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.dimensions}; }
+std::span<const std::int64_t> shape_of(const hvd_tensor& tensor) {
+  return {tensor.shape, static_cast<std::size_t>(tensor.dimensions)};
+}
 
 bool has_tensors(hvd::OpKind op) { return op != hvd::OpKind::kBarrier && op != hvd::OpKind::kJoin; }
 bool has_reduction(hvd::OpKind op) { return op == hvd::OpKind::kAllreduce || op == hvd::OpKind::kReducescatter; }
@@ -155,9 +199,11 @@ Status read_request(const hvd_operation& operation, hvd::Request& request) {
   HVD_RETURN_IF_ERROR(check_places(inputs, outputs_of(operation, op)));
   if (inputs.front().memory_kind == HVD_CUDA) request.memory = hvd::MemoryKind::kDevice;
   request.dtype = static_cast<hvd::DataType>(inputs.front().dtype);
-  request.shape = shape_of(inputs.front());
+  const std::span<const std::int64_t> shape = shape_of(inputs.front());
+  request.shape.assign(shape.begin(), shape.end());
   for (const hvd_tensor& input : inputs.subspan(1)) {
-    request.more.push_back({static_cast<hvd::DataType>(input.dtype), shape_of(input)});
+    const std::span<const std::int64_t> other = shape_of(input);
+    request.more.push_back({static_cast<hvd::DataType>(input.dtype), {other.begin(), other.end()}});
   }
   if (has_reduction(op)) {
     request.reduce_op = static_cast<hvd::ReduceOp>(operation.reduce_op);
@@ -178,7 +224,7 @@ Status check_memory(const hvd::Request& request, const hvd_operation& operation)
   const std::span<const hvd_tensor> inputs = inputs_of(operation);
   const std::span<const hvd_tensor> outputs = outputs_of(operation, request.key.op);
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const hvd::Shape shape = shape_of(inputs[i]);
+    const std::span<const std::int64_t> shape = shape_of(inputs[i]);
     hvd::Result<std::int64_t> count = hvd::element_count(shape);
     if (!count) return count.status();
     if (*count > 0 && (inputs[i].data == nullptr || (!outputs.empty() && outputs[i].data == nullptr))) {
@@ -203,7 +249,8 @@ void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_ha
     hvd::TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
     if (!outputs.empty()) {
       memory.output = static_cast<std::byte*>(outputs[i].data);
-      handle.outputs.push_back({memory.output, shape, hvd::bytes_of(dtype, shape)});
+      handle.outputs.push_back({memory.output, hvd::bytes_of(dtype, shape), handle.dimensions.size(), shape.size()});
+      handle.dimensions.insert(handle.dimensions.end(), shape.begin(), shape.end());
     }
     if (i++ == 0) {
       entry.input = memory.input;
@@ -215,26 +262,28 @@ void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_ha
 }
 
 Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& operation, hvd_handle** handle) {
-  hvd::TensorEntry entry;
+  hvd::TensorEntry entry = here->runtime().blank_entry();
   HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
   HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
-  auto made = std::make_unique<hvd_handle>();
-  made->state = std::make_shared<hvd::HandleState>();
+  std::unique_ptr<hvd_handle> made = spare_handles().take();
+  made->state = std::allocate_shared<hvd::HandleState>(hvd::Recycled<hvd::HandleState>());
   made->session = here;
   take_memory(operation, entry, *made);
   entry.handle = made->state;
   const bool names_device = operation.op == HVD_JOIN && operation.input.memory_kind == HVD_CUDA;
   if (names_device) entry.device = operation.input.device;
-  // A refused operation must not release what it never took over: armed only once the queue has it.
-  const auto armed = std::make_shared<std::shared_ptr<void>>();
-  entry.keep_alive = armed;
-  const std::string call_site = operation.call_site_file != nullptr
-                                    ? fmt::format("{}:{}", operation.call_site_file, operation.call_site_line)
-                                    : std::string();
+  const std::shared_ptr<hvd::ReleaseQueue::Guard> guard =
+      here->releases().guard(operation.keep_alive, operation.release);
+  entry.keep_alive = guard;
+  hvd::CallSite call_site;
+  if (operation.call_site_file != nullptr) call_site = {operation.call_site_file, operation.call_site_line};
   // A device works beside the processor: what is for it need not wait for a free core.
   const bool for_device = entry.request.memory != hvd::MemoryKind::kHost;
-  HVD_RETURN_IF_ERROR(here->runtime().enqueue(std::move(entry), call_site));
-  *armed = here->releases().guard(operation.keep_alive, operation.release);
+  hvd::Status taken = here->runtime().enqueue(std::move(entry), call_site);
+  if (!taken.ok()) {
+    if (guard) guard->disarm();  // a refused operation releases nothing: it has taken nothing over
+    return taken;
+  }
   if (operation.caller_waits == 0) here->loop().notify(for_device);
   *handle = made.release();
   return {};
@@ -251,7 +300,7 @@ hvd::Result<hvd::HandleRef> run_set_operation(hvd::Session& here, hvd::OpKind op
   entry.request.shape = std::move(ranks);
   auto state = std::make_shared<hvd::HandleState>();
   entry.handle = state;
-  HVD_RETURN_IF_ERROR(here.runtime().enqueue(std::move(entry), ""));
+  HVD_RETURN_IF_ERROR(here.runtime().enqueue(std::move(entry), {}));
   here.loop().notify();
   here.loop().wait(*state, hvd::kNever);
   HVD_RETURN_IF_ERROR(state->status());
@@ -455,7 +504,10 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
     }
     hvd_output filled{};
     if (given || made) {
-      const hvd::Shape& shape = given ? handle->outputs[place].shape : result.tensors[place].shape;
+      const std::span<const std::int64_t> shape =
+          given ? std::span(handle->dimensions)
+                      .subspan(handle->outputs[place].first_dimension, handle->outputs[place].dimensions)
+                : std::span(result.tensors[place].shape);
       filled.dimensions = static_cast<int32_t>(shape.size());
       filled.shape = shape.data();
       filled.data = given ? handle->outputs[place].data : result.tensors[place].memory.get();
@@ -473,7 +525,9 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
   });
 }
 
-void hvd_handle_destroy(hvd_handle* handle) { delete handle; }
+void hvd_handle_destroy(hvd_handle* handle) {
+  if (handle != nullptr) spare_handles().give_back(std::unique_ptr<hvd_handle>(handle));
+}
 
 void hvd_collect_released(void) {
   if (const auto here = session()) here->releases().collect();

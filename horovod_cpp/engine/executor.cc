@@ -17,7 +17,7 @@ namespace {
 constexpr std::uint64_t kWindow = 1024;
 
 std::size_t row_elements(const Shape& shape) {
-  return static_cast<std::size_t>(element_count(Shape(shape.begin() + 1, shape.end())).value());
+  return static_cast<std::size_t>(element_count(std::span(shape).subspan(1)).value());
 }
 
 // `count` comes from another rank.
@@ -378,6 +378,8 @@ void Executor::finish(CallRef call, const Status& status) {
     end_entry(entry, told.ok() ? told
                                : Status(told.code(), fmt::format("{} '{}': {}", name_of(call->response.op),
                                                                  entry.request.key.name, told.text())));
+    // A device may still be at work on what the entry keeps alive.
+    if (call->response.memory == MemoryKind::kHost) queue_.reuse(std::move(entry));
   }
   on_call_ended_({process_set, call->response.call, found_alike ? Status() : status, in_flight_});
   call.reset();

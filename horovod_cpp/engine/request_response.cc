@@ -181,9 +181,9 @@ std::string generated_name(std::uint64_t n, std::uint64_t epoch) {
 
 bool is_generated_name(std::string_view name) { return name.starts_with(kGeneratedPrefix); }
 
-std::string shape_text(const Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string shape_text(std::span<const std::int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
-Result<std::int64_t> element_count(const Shape& shape) {
+Result<std::int64_t> element_count(std::span<const std::int64_t> shape) {
   constexpr std::int64_t most = std::int64_t{1} << 59;  // so that bytes can be counted as well
   std::int64_t count = 1;
   bool empty = false;

@@ -108,9 +108,9 @@ std::string generated_name(std::uint64_t n, std::uint64_t epoch = 0);
 bool is_generated_name(std::string_view name);
 /// All joins of a job are one operation.
 inline constexpr std::string_view kJoinName = "join";
-std::string shape_text(const Shape& shape);
+std::string shape_text(std::span<const std::int64_t> shape);
 /// Elements of a shape; kInvalidArgument for a negative dimension or a product beyond 2^59.
-Result<std::int64_t> element_count(const Shape& shape);
+Result<std::int64_t> element_count(std::span<const std::int64_t> shape);
 /// Bytes of a tensor whose shape has been checked.
 std::size_t bytes_of(DataType dtype, const Shape& shape);
 /// Calls visit(dtype, shape) for the tensor of a request or of an entry, or for each of the group, without a copy.

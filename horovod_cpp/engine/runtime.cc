@@ -61,11 +61,16 @@ Runtime::~Runtime() {
 
 // ---- any thread -----------------------------------------------------------------------------------------------------
 
-Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
+Status Runtime::enqueue(TensorEntry entry, const CallSite& call_site) {
   const Request& request = entry.request;
   const OpRule* rule = find_op_rule(request.key.op);
   if (rule == nullptr) return Status::invalid_argument("the operation is not known");
-  const MembershipRef membership = process_set(request.key.process_set);
+  MembershipRef membership;
+  Status failure;
+  published_sets_.with([&](const ProcessSetTable& sets) {
+    membership = sets.find(request.key.process_set);
+    if (membership) failure = sets.failure(request.key.process_set);
+  });
   const std::string_view op = name_of(request.key.op);
   if (!membership) {
     return Status::invalid_argument(fmt::format(
@@ -78,9 +83,7 @@ Status Runtime::enqueue(TensorEntry entry, const std::string& call_site) {
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
     return {checked.code(), fmt::format("{}: {}", operation_text(request.key), checked.text())};
   }
-  if (const Status failure =
-          published_sets_.with([&](const ProcessSetTable& sets) { return sets.failure(request.key.process_set); });
-      !failure.ok()) {
+  if (!failure.ok()) {
     entry.handle->complete(failure);  // the set has lost a member: every later handle gets the reason
     return {};
   }

@@ -50,7 +50,9 @@ class Runtime final : private TransportEvents {
 
   /// Hands an operation over. Checks what this rank can know; kInvalidArgument or kPrecondition at once, everything
   /// else through the handle. `entry.enqueued` is filled in.
-  Status enqueue(TensorEntry entry, const std::string& call_site);
+  Status enqueue(TensorEntry entry, const CallSite& call_site);
+  /// An entry to fill in: see TensorQueue::blank.
+  TensorEntry blank_entry() { return queue_.blank(); }
   /// The members of a process set; nullptr for an unknown id.
   MembershipRef process_set(ProcessSetId id) const;
   std::vector<ProcessSetId> process_set_ids() const;

@@ -6,7 +6,34 @@
 
 namespace hvd {
 
-Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
+namespace {
+
+// As many as are in flight at a time in a training step of most networks.
+constexpr std::size_t kMostSpare = 1024;
+
+}  // namespace
+
+TensorEntry TensorQueue::blank() {
+  return state_.with([](State& state) {
+    if (state.spare_entries.empty()) return TensorEntry();
+    TensorEntry entry = std::move(state.spare_entries.back());
+    state.spare_entries.pop_back();
+    return entry;
+  });
+}
+
+void TensorQueue::reuse(TensorEntry entry) {
+  TensorEntry blank;
+  blank.request.key.name = std::move(entry.request.key.name);
+  blank.request.shape = std::move(entry.request.shape);
+  blank.request.key.name.clear();
+  blank.request.shape.clear();
+  state_.with([&](State& state) {
+    if (state.spare_entries.size() < kMostSpare) state.spare_entries.push_back(std::move(blank));
+  });
+}
+
+Status TensorQueue::push(TensorEntry entry, const CallSite& call_site) {
   return state_.with([&](State& state) -> Status {
     if (!state.closed.ok()) return state.closed;
     OperationKey& key = entry.request.key;
@@ -17,41 +44,49 @@ Status TensorQueue::push(TensorEntry entry, const std::string& call_site) {
     if (key.name.empty()) key.name = generated_name(state.unnamed[{key.process_set, key.op}]++, state.epoch);
     const auto first = state.waiting.find(key);
     if (first != state.waiting.end()) {
-      const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(entry.enqueued - first->second.enqueued);
+      const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(entry.enqueued - first->enqueued);
       return Status::invalid_argument(
           fmt::format("Requested to {} a tensor with the same name as another tensor that is currently being "
                       "processed: '{}' was handed over {} ms ago and is not finished. Give each tensor in flight its "
                       "own name.",
                       name_of(key.op), key.name, age.count()));
     }
-    if (!call_site.empty()) {
-      const auto [site, is_new] =
-          state.call_sites.try_emplace(call_site, static_cast<std::uint32_t>(state.call_sites.size() + 1));
-      if (is_new) state.fresh_call_sites.push_back({site->second, call_site});
-      entry.request.call_site = site->second;
-    }
+    if (!call_site.file.empty()) entry.request.call_site = intern(state, call_site);
     if (key.op == OpKind::kJoin) state.joining = true;
-    state.fresh.push_back(key);
-    OperationKey place = key;
-    state.waiting.emplace(std::move(place), std::move(entry));
+    if (state.spare_nodes.empty()) {
+      state.fresh.push_back(state.waiting.insert(std::move(entry)).first);
+    } else {
+      Waiting::node_type node = std::move(state.spare_nodes.back());
+      state.spare_nodes.pop_back();
+      node.value() = std::move(entry);
+      state.fresh.push_back(state.waiting.insert(std::move(node)).position);
+    }
+    has_new_.store(true);
     return {};
   });
 }
 
-RequestsEnqueued TensorQueue::drain() {
-  return state_.with([](State& state) {
-    RequestsEnqueued drained;
-    drained.call_sites = std::exchange(state.fresh_call_sites, {});
-    drained.requests.reserve(state.fresh.size());
-    for (const OperationKey& key : std::exchange(state.fresh, {})) {
-      drained.requests.push_back(state.waiting.at(key).request);
-    }
-    return drained;
-  });
+std::uint32_t TensorQueue::intern(State& state, const CallSite& call_site) {
+  const auto known = state.call_sites.find(std::pair(call_site.file, call_site.line));
+  if (known != state.call_sites.end()) return known->second;
+  const auto id = static_cast<std::uint32_t>(state.call_sites.size() + 1);
+  state.call_sites.emplace(std::pair(std::string(call_site.file), call_site.line), id);
+  state.fresh_call_sites.push_back({id, fmt::format("{}:{}", call_site.file, call_site.line)});
+  return id;
 }
 
-bool TensorQueue::has_new() const {
-  return state_.with([](const State& state) { return !state.fresh.empty(); });
+RequestsEnqueued TensorQueue::drain() {
+  RequestsEnqueued drained;
+  taken_up_.clear();
+  state_.with([&](State& state) {
+    drained.call_sites = std::exchange(state.fresh_call_sites, {});
+    taken_up_.swap(state.fresh);
+    has_new_.store(false);
+  });
+  // Without the lock: entries stay where they are, and as they are, until the holder of the Turn takes them.
+  drained.requests.reserve(taken_up_.size());
+  for (const Waiting::const_iterator place : taken_up_) drained.requests.push_back(place->request);
+  return drained;
 }
 
 bool TensorQueue::has(const OperationKey& key) const {
@@ -62,14 +97,14 @@ std::optional<TimePoint> TensorQueue::enqueued(const OperationKey& key) const {
   return state_.with([&](const State& state) -> std::optional<TimePoint> {
     const auto found = state.waiting.find(key);
     if (found == state.waiting.end()) return std::nullopt;
-    return found->second.enqueued;
+    return found->enqueued;
   });
 }
 
 int TensorQueue::join_device() const {
   return state_.with([](const State& state) {
-    const auto join = state.waiting.find({0, OpKind::kJoin, std::string(kJoinName)});
-    return join == state.waiting.end() ? -1 : join->second.device;
+    const auto join = state.waiting.find(OperationKey{0, OpKind::kJoin, std::string(kJoinName)});
+    return join == state.waiting.end() ? -1 : join->device;
   });
 }
 
@@ -84,25 +119,28 @@ std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
   return state_.with([&](State& state) -> std::optional<TensorEntry> {
     const auto found = state.waiting.find(key);
     if (found == state.waiting.end()) return std::nullopt;
-    std::optional<TensorEntry> entry(std::move(found->second));
-    state.waiting.erase(found);
     if (key.op == OpKind::kJoin) state.joining = false;
-    return entry;
+    return take_out(state, found);
   });
+}
+
+TensorEntry TensorQueue::take_out(State& state, Waiting::const_iterator place) {
+  Waiting::node_type node = state.waiting.extract(place);
+  TensorEntry entry = std::move(node.value());
+  if (state.spare_nodes.size() < kMostSpare) state.spare_nodes.push_back(std::move(node));
+  return entry;
 }
 
 template <typename Wanted>
 std::vector<TensorEntry> TensorQueue::take_if(State& state, Wanted wanted) {
   std::vector<TensorEntry> taken;
   for (auto place = state.waiting.begin(); place != state.waiting.end();) {
-    if (!wanted(place->second)) {
-      ++place;
-      continue;
-    }
-    std::erase(state.fresh, place->first);
-    taken.push_back(std::move(place->second));
-    place = state.waiting.erase(place);
+    const auto here = place++;
+    if (!wanted(*here)) continue;
+    std::erase(state.fresh, here);
+    taken.push_back(take_out(state, here));
   }
+  has_new_.store(!state.fresh.empty());
   return taken;
 }
 
@@ -124,18 +162,15 @@ std::vector<TensorEntry> TensorQueue::take_on_devices(ProcessSetId process_set) 
 std::vector<TensorEntry> TensorQueue::close(const Status& reason) {
   return state_.with([&](State& state) {
     state.closed = reason;
-    state.fresh.clear();
-    std::vector<TensorEntry> taken;
-    for (auto& [key, entry] : state.waiting) taken.push_back(std::move(entry));
-    state.waiting.clear();
-    return taken;
+    return take_if(state, [](const TensorEntry& /*entry*/) { return true; });
   });
 }
 
 std::vector<OperationKey> TensorQueue::waiting_since_before(TimePoint time) const {
   return state_.with([&](const State& state) {
     std::vector<OperationKey> keys;
-    for (const auto& [key, entry] : state.waiting) {
+    for (const TensorEntry& entry : state.waiting) {
+      const OperationKey& key = entry.request.key;
       if (entry.enqueued < time && key.op != OpKind::kJoin) keys.push_back(key);
     }
     return keys;
@@ -145,8 +180,8 @@ std::vector<OperationKey> TensorQueue::waiting_since_before(TimePoint time) cons
 TimePoint TensorQueue::oldest() const {
   return state_.with([](const State& state) {
     TimePoint oldest = kNever;
-    for (const auto& [key, entry] : state.waiting) {
-      if (key.op != OpKind::kJoin) oldest = std::min(oldest, entry.enqueued);
+    for (const TensorEntry& entry : state.waiting) {
+      if (entry.request.key.op != OpKind::kJoin) oldest = std::min(oldest, entry.enqueued);
     }
     return oldest;
   });

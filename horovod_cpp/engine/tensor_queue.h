@@ -2,11 +2,13 @@
 // Any thread.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
-#include <unordered_map>
+#include <string_view>
 #include <vector>
 
 #include "common/clock.h"
@@ -35,16 +37,27 @@ struct TensorEntry {
   TimePoint enqueued;
 };
 
+/// Where the user called, for messages; an empty file: not known.
+struct CallSite {
+  std::string_view file;
+  int line = 0;
+};
+
 class TensorQueue {
  public:
+  /// A blank entry, with room in its strings and vectors where there was one to reuse.
+  TensorEntry blank();
+  /// Keeps the room that an entry has which is done.
+  void reuse(TensorEntry entry);
+
   /// Takes the entry in; an empty name becomes "noname.<n>", counted per process set and operation.
   /// kInvalidArgument, with the age of the first, when that name is in flight; kPrecondition while a join waits; the
   /// closing reason after `close`.
-  Status push(TensorEntry entry, const std::string& call_site);
+  Status push(TensorEntry entry, const CallSite& call_site);
 
-  /// What was pushed since the last time. Empty vectors when nothing was.
+  /// What was pushed since the last time. Empty vectors when nothing was. The holder of the Turn.
   RequestsEnqueued drain();
-  bool has_new() const;
+  bool has_new() const { return has_new_.load(); }
 
   /// Whether an entry of that key waits.
   bool has(const OperationKey& key) const;
@@ -69,22 +82,44 @@ class TensorQueue {
   TimePoint oldest() const;
 
  private:
+  struct ByKey {
+    using is_transparent = void;
+    bool operator()(const TensorEntry& a, const TensorEntry& b) const { return a.request.key < b.request.key; }
+    bool operator()(const TensorEntry& a, const OperationKey& b) const { return a.request.key < b; }
+    bool operator()(const OperationKey& a, const TensorEntry& b) const { return a < b.request.key; }
+  };
+  struct ByPlace {
+    using is_transparent = void;
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      return std::pair(a.second, std::string_view(a.first)) < std::pair(b.second, std::string_view(b.first));
+    }
+  };
+  using Waiting = std::set<TensorEntry, ByKey>;
+
   struct State {
-    std::map<OperationKey, TensorEntry> waiting;
-    std::vector<OperationKey> fresh;
+    Waiting waiting;
+    std::vector<Waiting::const_iterator> fresh;
     std::vector<CallSiteDefinition> fresh_call_sites;
-    std::unordered_map<std::string, std::uint32_t> call_sites;
+    std::map<std::pair<std::string, int>, std::uint32_t, ByPlace> call_sites;
     std::map<std::pair<ProcessSetId, OpKind>, std::uint64_t> unnamed;
     std::uint64_t epoch = 0;
     bool joining = false;  // a join waits: meanwhile nothing else is taken in
     Status closed;
+    std::vector<Waiting::node_type> spare_nodes;  // with nothing in them
+    std::vector<TensorEntry> spare_entries;
   };
 
+  static std::uint32_t intern(State& state, const CallSite& call_site);
+  /// Takes an entry out, and keeps what it lay in for the next one.
+  static TensorEntry take_out(State& state, Waiting::const_iterator place);
   /// Takes out the entries that `wanted` says yes to.
   template <typename Wanted>
-  static std::vector<TensorEntry> take_if(State& state, Wanted wanted);
+  std::vector<TensorEntry> take_if(State& state, Wanted wanted);
 
   Guarded<State> state_;
+  std::atomic<bool> has_new_{false};               // fresh is not empty; changes with the lock held
+  std::vector<Waiting::const_iterator> taken_up_;  // by drain(), which keeps its room
 };
 
 }  // namespace hvd

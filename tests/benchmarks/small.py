@@ -6,7 +6,12 @@ Started by tests/benchmarks/run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import select
+import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +46,68 @@ def enqueue_and_wait() -> dict[str, dict[str, float]]:
 
     enqueue, whole = timed(5000, operation)
     return {"enqueue": enqueue, "enqueue and wait, 4 B": whole}
+
+
+def compute(seconds: float) -> None:
+    """Keep this thread busy for long enough that the engine goes to sleep."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def enqueue_alone(burst: int = 16) -> dict[str, dict[str, float]]:
+    """From call to return. The first call of a burst finds the engine asleep, as in a backward pass; the others come
+    while it is awake, or on its way."""
+    tensors = [torch.zeros(16) for _ in range(burst)]
+    names = [f"burst.{i}" for i in range(burst)]
+
+    def operation() -> list[float]:
+        hvd.barrier()
+        compute(0.0005)
+        times = []
+        handles = []
+        for tensor, name in zip(tensors, names, strict=True):
+            start = time.perf_counter()
+            handle = hvd.allreduce_async_(tensor, op=hvd.Sum, name=name)
+            times.append(time.perf_counter() - start)
+            handles.append(handle)
+        for handle in handles:
+            hvd.synchronize(handle)
+        return [times[0], statistics.median(times[1:])]
+
+    asleep, awake = timed(1000, operation)
+    return {"enqueue, engine asleep": asleep, "enqueue, engine awake": awake, "a bare wake-up": bare_wake_up(1000)}
+
+
+def bare_wake_up(calls: int) -> dict[str, float]:
+    """What it costs to wake a thread that sleeps as the engine's does: a write to what its epoll watches."""
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    poller = select.epoll()
+    poller.register(bell, select.EPOLLIN)
+    over = threading.Event()
+
+    def sleeper() -> None:
+        while not over.is_set():
+            poller.poll(1.0)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(bell)
+
+    thread = threading.Thread(target=sleeper)
+    thread.start()
+
+    def operation() -> list[float]:
+        compute(0.0005)
+        start = time.perf_counter()
+        os.eventfd_write(bell, 1)
+        return [time.perf_counter() - start]
+
+    result = timed(calls, operation)[0]
+    over.set()
+    os.eventfd_write(bell, 1)
+    thread.join()
+    poller.close()
+    os.close(bell)
+    return result
 
 
 def many_in_flight() -> dict[str, dict[str, float]]:
@@ -81,7 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hvd.init()
-    times = {**enqueue_and_wait(), **many_in_flight()}
+    times = {**enqueue_and_wait(), **enqueue_alone(), **many_in_flight()}
     idleness = idle(arguments.idle_seconds)
     if hvd.rank() == 0:
         for name, row in times.items():

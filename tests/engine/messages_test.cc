@@ -202,13 +202,13 @@ TEST(Messages, ChangedBytesAreReadWithoutHarm) {
 
 TEST(Shapes, AreCountedAndRefusedBeyondWhatCanBe) {
   EXPECT_EQ(element_count({}).value(), 1);
-  EXPECT_EQ(element_count({3, 4}).value(), 12);
-  EXPECT_EQ(element_count({3, 0, 5}).value(), 0);
-  EXPECT_EQ(element_count({std::int64_t{1} << 59}).value(), std::int64_t{1} << 59);
-  EXPECT_FALSE(element_count({std::int64_t{1} << 59, 2}).ok());
-  EXPECT_FALSE(element_count({-1}).ok());
-  EXPECT_FALSE(element_count({0, -1}).ok());
-  EXPECT_EQ(shape_text({2, 3}), "[2, 3]");
+  EXPECT_EQ(element_count(Shape{3, 4}).value(), 12);
+  EXPECT_EQ(element_count(Shape{3, 0, 5}).value(), 0);
+  EXPECT_EQ(element_count(Shape{std::int64_t{1} << 59}).value(), std::int64_t{1} << 59);
+  EXPECT_FALSE(element_count(Shape{std::int64_t{1} << 59, 2}).ok());
+  EXPECT_FALSE(element_count(Shape{-1}).ok());
+  EXPECT_FALSE(element_count(Shape{0, -1}).ok());
+  EXPECT_EQ(shape_text(Shape{2, 3}), "[2, 3]");
   EXPECT_EQ(shape_text({}), "[]");
 }
 

@@ -30,8 +30,8 @@ TensorEntry entry_of(const std::string& name, TimePoint enqueued = kStart, Proce
 TEST(TensorQueue, GivesOutWhatIsNewOnceAndKeepsItUntilItIsTaken) {
   TensorQueue queue;
   EXPECT_FALSE(queue.has_new());
-  ASSERT_TRUE(queue.push(entry_of("b"), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("a"), "").ok());
+  ASSERT_TRUE(queue.push(entry_of("b"), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("a"), {}).ok());
   EXPECT_TRUE(queue.has_new());
   const RequestsEnqueued drained = queue.drain();
   ASSERT_EQ(drained.requests.size(), 2u);
@@ -45,23 +45,23 @@ TEST(TensorQueue, GivesOutWhatIsNewOnceAndKeepsItUntilItIsTaken) {
 
 TEST(TensorQueue, RefusesANameInFlightWithTheAgeOfTheFirst) {
   TensorQueue queue;
-  ASSERT_TRUE(queue.push(entry_of("x"), "").ok());
-  const Status again = queue.push(entry_of("x", kStart + 1500ms), "");
+  ASSERT_TRUE(queue.push(entry_of("x"), {}).ok());
+  const Status again = queue.push(entry_of("x", kStart + 1500ms), {});
   EXPECT_EQ(again.code(), StatusCode::kInvalidArgument);
   EXPECT_NE(again.text().find("'x' was handed over 1500 ms ago"), std::string::npos) << again.text();
-  EXPECT_TRUE(queue.push(entry_of("x", kStart, 1), "").ok()) << "another set";
-  EXPECT_TRUE(queue.push(entry_of("x", kStart, 0, OpKind::kBroadcast), "").ok()) << "another operation";
+  EXPECT_TRUE(queue.push(entry_of("x", kStart, 1), {}).ok()) << "another set";
+  EXPECT_TRUE(queue.push(entry_of("x", kStart, 0, OpKind::kBroadcast), {}).ok()) << "another operation";
   queue.drain();
-  EXPECT_FALSE(queue.push(entry_of("x"), "").ok());
+  EXPECT_FALSE(queue.push(entry_of("x"), {}).ok());
   ASSERT_TRUE(queue.take({0, OpKind::kAllreduce, "x"}).has_value());
-  EXPECT_TRUE(queue.push(entry_of("x"), "").ok()) << "it has ended";
+  EXPECT_TRUE(queue.push(entry_of("x"), {}).ok()) << "it has ended";
 }
 
 TEST(TensorQueue, NamesTheUnnamedByACounterOfTheirSetAndOperation) {
   TensorQueue queue;
-  for (int i = 0; i < 2; ++i) ASSERT_TRUE(queue.push(entry_of(""), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("", kStart, 3), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("", kStart, 0, OpKind::kBarrier), "").ok());
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(queue.push(entry_of(""), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("", kStart, 3), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("", kStart, 0, OpKind::kBarrier), {}).ok());
   const RequestsEnqueued drained = queue.drain();
   EXPECT_EQ(drained.requests[0].key.name, generated_name(0));
   EXPECT_EQ(drained.requests[1].key.name, generated_name(1));
@@ -71,16 +71,16 @@ TEST(TensorQueue, NamesTheUnnamedByACounterOfTheirSetAndOperation) {
 
 TEST(TensorQueue, DefinesACallSiteOnce) {
   TensorQueue queue;
-  ASSERT_TRUE(queue.push(entry_of("a"), "train.py:1").ok());
-  ASSERT_TRUE(queue.push(entry_of("b"), "train.py:2").ok());
-  ASSERT_TRUE(queue.push(entry_of("c"), "train.py:1").ok());
-  ASSERT_TRUE(queue.push(entry_of("d"), "").ok());
+  ASSERT_TRUE(queue.push(entry_of("a"), {"train.py", 1}).ok());
+  ASSERT_TRUE(queue.push(entry_of("b"), {"train.py", 2}).ok());
+  ASSERT_TRUE(queue.push(entry_of("c"), {"train.py", 1}).ok());
+  ASSERT_TRUE(queue.push(entry_of("d"), {}).ok());
   const RequestsEnqueued first = queue.drain();
   EXPECT_EQ(first.call_sites.size(), 2u);
   EXPECT_EQ(first.requests[0].call_site, first.requests[2].call_site);
   EXPECT_NE(first.requests[0].call_site, first.requests[1].call_site);
   EXPECT_EQ(first.requests[3].call_site, 0u);
-  ASSERT_TRUE(queue.push(entry_of("e"), "train.py:2").ok());
+  ASSERT_TRUE(queue.push(entry_of("e"), {"train.py", 2}).ok());
   const RequestsEnqueued second = queue.drain();
   EXPECT_TRUE(second.call_sites.empty());
   EXPECT_EQ(second.requests[0].call_site, first.requests[1].call_site);
@@ -88,14 +88,14 @@ TEST(TensorQueue, DefinesACallSiteOnce) {
 
 TEST(TensorQueue, GivesUpASetOrEverything) {
   TensorQueue queue;
-  ASSERT_TRUE(queue.push(entry_of("a"), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("b", kStart, 1), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("c", kStart, 1), "").ok());
+  ASSERT_TRUE(queue.push(entry_of("a"), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("b", kStart, 1), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("c", kStart, 1), {}).ok());
   EXPECT_EQ(queue.take_set(1).size(), 2u);
   EXPECT_EQ(queue.drain().requests.size(), 1u) << "what was given up is not asked for any more";
   EXPECT_EQ(queue.close(Status::internal("closed")).size(), 1u);
   EXPECT_FALSE(queue.has_new());
-  EXPECT_EQ(queue.push(entry_of("d"), "").text(), "closed");
+  EXPECT_EQ(queue.push(entry_of("d"), {}).text(), "closed");
 }
 
 TEST(TensorQueue, TakesFromSeveralThreads) {
@@ -106,8 +106,9 @@ TEST(TensorQueue, TakesFromSeveralThreads) {
     for (int thread = 0; thread < 4; ++thread) {
       threads.emplace_back([&, thread] {
         for (int i = 0; i < 200; ++i) {
-          if (!queue.push(entry_of(std::to_string(thread) + "." + std::to_string(i)), "s").ok()) refused.fetch_add(1);
-          if (!queue.push(entry_of("the same"), "s").ok()) refused.fetch_add(1);
+          if (!queue.push(entry_of(std::to_string(thread) + "." + std::to_string(i)), {"s", 1}).ok())
+            refused.fetch_add(1);
+          if (!queue.push(entry_of("the same"), {"s", 1}).ok()) refused.fetch_add(1);
         }
       });
     }
@@ -124,8 +125,8 @@ TEST(StallInspector, AsksOncePerCheckTimeAndOnlyWhileSomethingWaits) {
   StallInspector inspector(10s);
   EXPECT_EQ(inspector.next_look(queue), kNever);
   EXPECT_TRUE(inspector.look(queue, kStart).empty());
-  ASSERT_TRUE(queue.push(entry_of("old"), "").ok());
-  ASSERT_TRUE(queue.push(entry_of("new", kStart + 5s), "").ok());
+  ASSERT_TRUE(queue.push(entry_of("old"), {}).ok());
+  ASSERT_TRUE(queue.push(entry_of("new", kStart + 5s), {}).ok());
   EXPECT_EQ(inspector.next_look(queue), kStart + 10s);
   EXPECT_TRUE(inspector.look(queue, kStart + 9s).empty());
   const std::vector<OperationKey> stalled = inspector.look(queue, kStart + 10s);
@@ -140,7 +141,7 @@ TEST(StallInspector, AsksOncePerCheckTimeAndOnlyWhileSomethingWaits) {
 
 TEST(StallInspector, CanBeOff) {
   TensorQueue queue;
-  ASSERT_TRUE(queue.push(entry_of("x"), "").ok());
+  ASSERT_TRUE(queue.push(entry_of("x"), {}).ok());
   StallInspector inspector(0s);
   EXPECT_EQ(inspector.next_look(queue), kNever);
   EXPECT_TRUE(inspector.look(queue, kStart + 1h).empty());

@@ -261,7 +261,7 @@ TEST(Scenario, CallSitesAreNamedInAMismatch) {
     std::vector<float> memory(8);
     TensorEntry entry =
         entry_of(OpKind::kAllreduce, "x", DataType::kFloat32, {2 + hvd.rank()}, memory.data(), memory.data());
-    const Status status = hvd.wait(hvd.enqueue(std::move(entry), hvd.rank() == 0 ? "train.py:88" : "train.py:90"));
+    const Status status = hvd.wait(hvd.enqueue(std::move(entry), {"train.py", hvd.rank() == 0 ? 88 : 90}));
     EXPECT_EQ(status.text(), "allreduce 'x': mismatched shape: [2]: rank 0 (train.py:88); [3]: rank 1 (train.py:90)");
   });
 }

@@ -272,7 +272,8 @@ bool World::enqueue_next(int rank) {
   operation.handle = std::make_shared<HandleState>();
   TensorEntry entry = make_entry(rank, plan, index, operation);
   const TensorEntry copy = entry;
-  const Status status = state.runtime->enqueue(std::move(entry), plan.op == OpKind::kBroadcast ? "train.py:7" : "");
+  const Status status =
+      state.runtime->enqueue(std::move(entry), plan.op == OpKind::kBroadcast ? CallSite{"train.py", 7} : CallSite{});
   if (!status.ok()) {
     trace_.note(Trace::What::kRefused, rank, -1, static_cast<std::uint64_t>(index), 0);
     ends_.on_refused(rank, index, status);
@@ -337,7 +338,7 @@ void World::enqueue_twice(int rank, Operation& operation, const TensorEntry& ent
   operation.refused = std::make_shared<HandleState>();
   second.handle = operation.refused;
   const std::string name = entry.request.key.name;
-  const Status status = rank_of(rank).runtime->enqueue(std::move(second), "");
+  const Status status = rank_of(rank).runtime->enqueue(std::move(second), {});
   if (status.code() == StatusCode::kInvalidArgument && status.text().find("'" + name + "'") != std::string::npos) {
     return;
   }

@@ -52,7 +52,7 @@ TestRank::TestRank(InprocNetwork& network, int rank, Settings settings) {
   loop_ = std::make_unique<BackgroundLoop>(*runtime_, *poller_);
 }
 
-Result<HandleRef> TestRank::enqueue(TensorEntry entry, const std::string& call_site) {
+Result<HandleRef> TestRank::enqueue(TensorEntry entry, const CallSite& call_site) {
   auto handle = std::make_shared<HandleState>();
   entry.handle = handle;
   HVD_RETURN_IF_ERROR(runtime_->enqueue(std::move(entry), call_site));

@@ -33,7 +33,7 @@ class TestRank {
   Timeline& timeline() { return *timeline_; }
 
   /// Each returns the handle, or what enqueue said.
-  Result<HandleRef> enqueue(TensorEntry entry, const std::string& call_site = "");
+  Result<HandleRef> enqueue(TensorEntry entry, const CallSite& call_site = {});
   Result<HandleRef> allreduce_async(const std::string& name, std::span<const float> input, std::span<float> output,
                                     ReduceOp op = ReduceOp::kSum, ProcessSetId process_set = 0);
   Result<HandleRef> barrier_async(const std::string& name, ProcessSetId process_set = 0);
