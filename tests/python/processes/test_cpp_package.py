@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def run(*command: str | Path, folder: Path | None = None, fails: bool = False) -
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode != 0) == fails, done.stdout
     return done.stdout
@@ -85,7 +86,39 @@ def test_a_component_that_is_not_there_is_named(prefix: Path, consumer: Path) ->
     lists = consumer / "CMakeLists.txt"
     lists.write_text(lists.read_text().replace("COMPONENTS core", "COMPONENTS core fortran"))
     output = configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", fails=True)
-    assert "there is no component fortran" in output
+    assert "there is no component fortran" in " ".join(output.split())
+
+
+def test_a_training_program(prefix: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS=-O1")
+    configure(project, *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    commands = (project / "build" / "compile_commands.json").read_text()
+    assert str(ROOT) not in commands.replace(f"{ROOT}/.venv", "")
+    run("cmake", "--build", project / "build", "-j", "2", "--target", "distributed")
+    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", project / "build" / "distributed", "1", "6400")
+    accuracy = re.findall(r"test accuracy (\d+\.\d) %", output)
+    assert len(accuracy) == 1 and float(accuracy[0]) > 60, output
+
+
+@pytest.fixture
+def torch_of_2_0(tmp_path: Path) -> Path:
+    folder = tmp_path / "libtorch"
+    header = folder / "include" / "torch" / "csrc" / "api" / "include" / "torch" / "version.h"
+    for file in (header, folder / "lib" / "libtorch_cpu.so", folder / "lib" / "libc10.so"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 0\n")
+    config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    return folder
+
+
+def test_a_libtorch_that_is_too_old_is_named(prefix: Path, tmp_path: Path, torch_of_2_0: Path) -> None:
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    output = configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch_of_2_0}", fails=True)
+    assert "LibTorch 2.0" in " ".join(output.split()) and "2.1 or later" in " ".join(output.split()), output
 
 
 def test_the_headers_are_valid_c_and_stand_alone(prefix: Path, tmp_path: Path) -> None:
