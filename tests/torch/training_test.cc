@@ -304,6 +304,32 @@ TEST(OptimizerState, OptimizersThatDifferAreRefused) {
   EXPECT_THROW(hvd::torch::broadcast_optimizer_state(mine, 0), hvd::InvalidArgument);  // on all ranks
 }
 
+// One model, trained by this and by Python ranks together; both compare with their own optimizer on all of the data.
+template <typename Inner, typename Options>
+void expect_one_model(Options inner) {
+  nn::Sequential model = broadcast_model();
+  nn::Sequential alone = make_model(1);
+  {
+    const torch::NoGradGuard no_grad;
+    for (std::size_t i = 0; i < alone->parameters().size(); ++i) alone->parameters()[i].copy_(model->parameters()[i]);
+  }
+  Inner reference(alone->parameters(), inner);
+  train(alone, reference, Data(), 12);
+  DistributedOptimizer<Inner> optimizer(model->named_parameters(), inner);
+  train(model, optimizer, Data().shard(), 12);
+  EXPECT_LT(distance(alone, model), 1e-9);
+}
+
+// Run by tests/python/processes/test_mixed_ranks.py, which has the other half.
+TEST(WithPython, DISABLED_OneModelIsTrained) {
+  expect_one_model<optim::SGD>(optim::SGDOptions(0.1).momentum(0.9).weight_decay(0.01));
+  expect_one_model<optim::Adam>(optim::AdamOptions(0.05));
+  expect_one_model<optim::AdamW>(optim::AdamWOptions(0.05));
+  expect_one_model<optim::RMSprop>(optim::RMSpropOptions(0.01).momentum(0.5));
+  expect_one_model<optim::Adagrad>(optim::AdagradOptions(0.1));
+  hvd::barrier();
+}
+
 TEST(TrainingProgram, SamplersSplitTheData) {
   auto sampler = hvd::torch::sharded_sampler<torch::data::samplers::DistributedRandomSampler>(kExamples, 3);
   std::vector<std::int64_t> mine;
