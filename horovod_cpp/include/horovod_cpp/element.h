@@ -46,12 +46,23 @@ struct DataTypeOf<T> {
   static constexpr DataType value = DataType::kUint8;
 };
 
+namespace detail {
+/// Whether elements of that type have so many bytes. (Without size_of(): g++ 12 with -fsanitize=undefined takes its
+/// comparison with nullptr for no constant expression.)
+constexpr bool has_bytes(DataType type, std::size_t bytes) {
+  for (const DataTypeInfo& row : kDataTypes) {
+    if (row.type == type) return row.bytes == bytes;
+  }
+  return false;
+}
+}  // namespace detail
+
 /// A type of elements: signed integers, unsigned ones of one byte, float, double, bool, and what DataTypeOf was
 /// specialised for.
 template <typename T>
 concept Element = std::is_trivially_copyable_v<T> && requires {
   { DataTypeOf<T>::value } -> std::convertible_to<DataType>;
-} && sizeof(T) == size_of(DataTypeOf<T>::value);
+} && detail::has_bytes(DataTypeOf<T>::value, sizeof(T));
 
 /// Dense memory of elements: std::span, std::vector, std::array, an array.
 template <typename R>
