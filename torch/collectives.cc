@@ -11,6 +11,7 @@
 
 #include <horovod_cpp/torch.h>
 
+#include "torch/differentiable.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
@@ -107,6 +108,7 @@ Handle allreduce_async_(const at::Tensor& tensor, const ReduceOptions& options, 
   return start_allreduce(tensor, /*in_place=*/true, options, /*waits=*/false, site);
 }
 at::Tensor allreduce(const at::Tensor& tensor, const ReduceOptions& options, Site site) {
+  if (detail::needs_gradient(tensor)) return detail::differentiable_allreduce(tensor, options, site);
   return start_allreduce(tensor, /*in_place=*/false, options, /*waits=*/true, site).wait();
 }
 at::Tensor allreduce_(const at::Tensor& tensor, const ReduceOptions& options, Site site) {
@@ -117,6 +119,7 @@ Handle allgather_async(const at::Tensor& tensor, const CollectiveOptions& option
   return start_making(submission(HVD_ALLGATHER, "allgather", options, /*waits=*/false, site), tensor);
 }
 at::Tensor allgather(const at::Tensor& tensor, const CollectiveOptions& options, Site site) {
+  if (detail::needs_gradient(tensor)) return detail::differentiable_allgather(tensor, options, site);
   return start_making(submission(HVD_ALLGATHER, "allgather", options, /*waits=*/true, site), tensor).wait();
 }
 
@@ -127,6 +130,7 @@ Handle broadcast_async_(const at::Tensor& tensor, int root_rank, const Collectiv
   return start_broadcast(tensor, root_rank, /*in_place=*/true, options, /*waits=*/false, site);
 }
 at::Tensor broadcast(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options, Site site) {
+  if (detail::needs_gradient(tensor)) return detail::differentiable_broadcast(tensor, root_rank, options, site);
   return start_broadcast(tensor, root_rank, /*in_place=*/false, options, /*waits=*/true, site).wait();
 }
 at::Tensor broadcast_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options, Site site) {
@@ -137,6 +141,7 @@ Handle reducescatter_async(const at::Tensor& tensor, const ReduceOptions& option
   return start_making(submission(HVD_REDUCESCATTER, "reducescatter", options, /*waits=*/false, site), tensor);
 }
 at::Tensor reducescatter(const at::Tensor& tensor, const ReduceOptions& options, Site site) {
+  if (detail::needs_gradient(tensor)) return detail::differentiable_reducescatter(tensor, options, site);
   return start_making(submission(HVD_REDUCESCATTER, "reducescatter", options, /*waits=*/true, site), tensor).wait();
 }
 
@@ -146,6 +151,7 @@ Handle alltoall_async(const at::Tensor& tensor, std::span<const std::int64_t> sp
 }
 at::Tensor alltoall(const at::Tensor& tensor, std::span<const std::int64_t> splits, const CollectiveOptions& options,
                     Site site) {
+  if (detail::needs_gradient(tensor)) return detail::differentiable_alltoall(tensor, splits, options, site);
   return start_alltoall(tensor, splits, options, /*waits=*/true, site).wait();
 }
 

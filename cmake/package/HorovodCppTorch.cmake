@@ -89,6 +89,7 @@ macro(hvd_add_torch)
     endif()
     add_library(hvd_torch STATIC EXCLUDE_FROM_ALL
       ${hvd_torch_sources}/torch/collectives.cc
+      ${hvd_torch_sources}/torch/differentiable.cc
       ${hvd_torch_sources}/torch/optimizer_state.cc
       ${hvd_torch_sources}/torch/reduction.cc
       ${hvd_torch_sources}/torch/tensors.cc)

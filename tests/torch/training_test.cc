@@ -398,6 +398,38 @@ TEST(Tensors, OutputsOfTheLibraryLiveAsTensors) {
   for (int rank = 0; rank < hvd::size(); ++rank) EXPECT_EQ(exchanged[2 * rank + 1][0].item<float>(), rank);
 }
 
+TEST(Gradients, FlowThroughCollectivesAsInPython) {
+  const double ranks = hvd::size();
+  const double rank = hvd::rank();
+  const auto gradient = [](const Tensor& input, const Tensor& output, const Tensor& incoming) {
+    return torch::autograd::grad({output}, {input}, {incoming})[0];
+  };
+  const Tensor input = torch::ones({2 * hvd::size(), 3}, torch::kFloat64).requires_grad_();
+  const Tensor mine = torch::full_like(input, rank + 1).detach();  // a gradient that is another on each rank
+  const double sum = ranks * (ranks + 1) / 2;
+
+  EXPECT_TRUE(
+      gradient(input, hvd::torch::allreduce(input, {.op = ReduceOp::kSum}), mine).equal(torch::full_like(mine, sum)));
+  EXPECT_TRUE(gradient(input, hvd::torch::allreduce(input, {.postscale = 2}), mine)
+                  .allclose(torch::full_like(mine, 2 * sum / ranks)));
+  EXPECT_TRUE(gradient(input, hvd::torch::broadcast(input, 0), mine)
+                  .allclose(torch::full_like(mine, hvd::rank() == 0 ? sum / ranks : 0)));
+
+  const Tensor uneven = torch::ones({hvd::rank() + 1, 3}, torch::kFloat64).requires_grad_();
+  const Tensor gathered = hvd::torch::allgather(uneven);
+  const Tensor rows = torch::arange(gathered.size(0), torch::kFloat64).unsqueeze(1).expand_as(gathered);
+  const std::int64_t first = hvd::rank() * (hvd::rank() + 1) / 2;
+  EXPECT_TRUE(gradient(uneven, gathered, rows).allclose(rows.narrow(0, first, hvd::rank() + 1)));
+
+  const Tensor scattered = hvd::torch::reducescatter(input, {.op = ReduceOp::kSum});
+  EXPECT_EQ(gradient(input, scattered, mine.narrow(0, 0, 2))[2 * hvd::size() - 1][0].item<double>(), ranks * ranks);
+  const Tensor exchanged = hvd::torch::alltoall(input);
+  EXPECT_EQ(gradient(input, exchanged, mine)[2 * hvd::size() - 1][0].item<double>(), ranks);
+
+  const torch::NoGradGuard no_grad;
+  EXPECT_FALSE(hvd::torch::allreduce(input).requires_grad());
+}
+
 TEST(Tensors, ADroppedHandleIsHarmless) {
   static_cast<void>(hvd::torch::allreduce_async_(torch::ones({100'000}), {.name = "dropped"}));
   hvd::barrier();

@@ -71,10 +71,12 @@ Handle allreduce_async(const at::Tensor& tensor, const ReduceOptions& options = 
 Handle allreduce_async_(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
 
 /// Concatenates along dimension 0: (n_i, d1, ...) of each rank to (sum of n_i, d1, ...), in the order of ranks.
+/// Gradient: this rank's rows of the *average* of all gradients.
 at::Tensor allgather(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
 Handle allgather_async(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
 
-/// The tensor of the *global* rank `root_rank`, as a new one; with `_` it overwrites `tensor`.
+/// The tensor of the *global* rank `root_rank`, as a new one; with `_` it overwrites `tensor`. Gradient: the
+/// average of all gradients on the root, zeros elsewhere.
 at::Tensor broadcast(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
                      Site site = Site::current());
 at::Tensor broadcast_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
@@ -84,7 +86,8 @@ Handle broadcast_async(const at::Tensor& tensor, int root_rank, const Collective
 Handle broadcast_async_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
                         Site site = Site::current());
 
-/// Reduces, and gives each rank its rows: n / ranks of n, the first n % ranks ranks one more.
+/// Reduces, and gives each rank its rows: n / ranks of n, the first n % ranks ranks one more. Gradient: those of all
+/// ranks, one behind the other; of a sum, times the number of ranks.
 at::Tensor reducescatter(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
 Handle reducescatter_async(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
 
