@@ -1,7 +1,11 @@
-"""``python -m horovod_cpp --check-build``: what this build has, and what it finds on this machine."""
+"""``python -m horovod_cpp``: about this package.
+
+``--check-build``: what this build has, and what it finds on this machine; ``--cmake-dir``: for C++ programs.
+"""
 
 import argparse
 import sys
+from pathlib import Path
 
 import horovod_cpp
 from horovod_cpp.run.check_build import CheckBuild
@@ -13,8 +17,22 @@ def main() -> int:
     parser.add_argument(
         "-cb", "--check-build", action=CheckBuild, help="show what this build has and finds on this machine, and exit"
     )
-    parser.parse_args()
+    parser.add_argument(
+        "--cmake-dir", action="store_true", help="print the folder of the CMake package: -DHorovodCpp_DIR=..."
+    )
+    options = parser.parse_args()
+    if options.cmake_dir:
+        return print_cmake_folder()
     parser.print_help()
+    return 0
+
+
+def print_cmake_folder() -> int:
+    folder = Path(__file__).resolve().parent / "cmake"
+    if not (folder / "HorovodCppConfig.cmake").is_file():
+        print(f"this package was built without its CMake files: {folder} has none", file=sys.stderr)
+        return 1
+    print(folder)
     return 0
 
 

@@ -77,8 +77,7 @@ Status Runtime::enqueue(TensorEntry entry, const CallSite& call_site) {
         "{}: Process set provided does not exist, or has not been registered. (id {})", op, request.key.process_set));
   }
   if (!membership->contains(rank())) {
-    return Status::invalid_argument(
-        fmt::format("{}: Rank {} is not a member of the provided process set.", op, rank()));
+    return Status::precondition(fmt::format("{}: Rank {} is not a member of the provided process set.", op, rank()));
   }
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
     return {checked.code(), fmt::format("{}: {}", operation_text(request.key), checked.text())};

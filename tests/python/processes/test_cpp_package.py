@@ -1,0 +1,133 @@
+"""A C++ project of its own, with nothing of the source tree on its paths, uses an installed library."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+BUILD = ROOT / "build" / "release"
+
+pytestmark = pytest.mark.skipif(not (BUILD / "CMakeCache.txt").exists(), reason="there is no build to install")
+
+
+def run(*command: str | Path, folder: Path | None = None, fails: bool = False) -> str:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "CPATH"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prefix")
+    run("cmake", "--install", BUILD, "--prefix", folder)
+    return folder
+
+
+@pytest.fixture
+def consumer(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "examples" / "cpp_consumer", tmp_path / "consumer"))
+
+
+def configure(consumer: Path, *options: str, fails: bool = False) -> str:
+    return run("cmake", "-S", consumer, "-B", consumer / "build", *options, fails=fails)
+
+
+def check_mean(program: Path) -> None:
+    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", program)
+    assert output.count("of 2: mean 0.5") == 2, output
+
+
+def test_from_a_prefix(prefix: Path, consumer: Path) -> None:
+    configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    run("cmake", "--build", consumer / "build")
+    assert str(ROOT) not in (consumer / "build" / "compile_commands.json").read_text()
+    check_mean(consumer / "build" / "mean")
+
+
+def test_from_the_python_package(consumer: Path) -> None:
+    folder = run(sys.executable, "-m", "horovod_cpp", "--cmake-dir").strip()
+    configure(consumer, f"-DHorovodCpp_DIR={folder}")
+    run("cmake", "--build", consumer / "build")
+    check_mean(consumer / "build" / "mean")
+
+
+def test_with_pkg_config(prefix: Path, tmp_path: Path) -> None:
+    file = prefix / "lib" / "pkgconfig" / "horovod_cpp.pc"
+    flags = run("pkg-config", "--cflags", "--libs", file).split()
+    program = tmp_path / "mean"
+    source = ROOT / "examples" / "cpp_consumer" / "mean.cc"
+    run("g++", source, "-o", program, *flags, f"-Wl,-rpath,{prefix / 'lib'}")
+    check_mean(program)
+
+
+def test_a_version_that_is_not_there_is_refused(prefix: Path, consumer: Path) -> None:
+    lists = consumer / "CMakeLists.txt"
+    lists.write_text(lists.read_text().replace("HorovodCpp 0.1", "HorovodCpp 0.99"))
+    output = configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", fails=True)
+    assert "0.1.0" in output and "0.99" in output
+
+
+def test_a_component_that_is_not_there_is_named(prefix: Path, consumer: Path) -> None:
+    lists = consumer / "CMakeLists.txt"
+    lists.write_text(lists.read_text().replace("COMPONENTS core", "COMPONENTS core fortran"))
+    output = configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", fails=True)
+    assert "there is no component fortran" in " ".join(output.split())
+
+
+def test_a_training_program(prefix: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS=-O1")
+    configure(project, *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    commands = (project / "build" / "compile_commands.json").read_text()
+    assert str(ROOT) not in commands.replace(f"{ROOT}/.venv", "")
+    run("cmake", "--build", project / "build", "-j", "2", "--target", "distributed")
+    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", project / "build" / "distributed", "1", "6400")
+    accuracy = re.findall(r"test accuracy (\d+\.\d) %", output)
+    assert len(accuracy) == 1 and float(accuracy[0]) > 60, output
+
+
+@pytest.fixture
+def torch_of_2_0(tmp_path: Path) -> Path:
+    folder = tmp_path / "libtorch"
+    header = folder / "include" / "torch" / "csrc" / "api" / "include" / "torch" / "version.h"
+    for file in (header, folder / "lib" / "libtorch_cpu.so", folder / "lib" / "libc10.so"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 0\n")
+    config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    return folder
+
+
+def test_a_libtorch_that_is_too_old_is_named(prefix: Path, tmp_path: Path, torch_of_2_0: Path) -> None:
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    output = configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch_of_2_0}", fails=True)
+    assert "LibTorch 2.0" in " ".join(output.split()) and "2.1 or later" in " ".join(output.split()), output
+
+
+def test_the_headers_are_valid_c_and_stand_alone(prefix: Path, tmp_path: Path) -> None:
+    folder = prefix / "include"
+    run("gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{folder}", "-x", "c",
+        folder / "horovod_cpp" / "c_api.h")  # fmt: skip
+    headers = sorted(file.name for file in (folder / "horovod_cpp").glob("*.h") if file.name != "torch.h")
+    for header in headers:
+        source = tmp_path / f"{header}.cc"
+        source.write_text(f"#include <horovod_cpp/{header}>\n#include <horovod_cpp/{header}>\n")
+    run("g++", "-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror", "-fsyntax-only",
+        f"-I{folder}", *tmp_path.glob("*.cc"))  # fmt: skip

@@ -1,0 +1,331 @@
+// Reduces the gradients of one DistributedOptimizer: in hooks, as backward makes them, one by one or in groups.
+// Hooks run on the threads of backward passes, several at once if the program has them; all else on one thread. The
+// mutex guards all of State; nobody waits under it.
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include <horovod_cpp/torch.h>
+
+#include "torch/tensors.h"
+
+namespace hvd::torch::detail {
+namespace {
+
+using ::torch::autograd::PostAccumulateGradHook;
+namespace slot = ::torch::autograd::impl;
+
+using Parameter = at::TensorImpl*;  // what makes two tensors the same parameter
+
+Parameter key(const at::Tensor& parameter) { return parameter.unsafeGetTensorImpl(); }
+
+struct Group;
+
+// One parameter: how many backward passes its reduction still waits for, and the reduction in flight.
+struct Gradient {
+  std::string name;
+  at::Tensor parameter;
+  int passes_left = 0;
+  Group* group = nullptr;
+  at::Tensor reduced;  // the gradient that is in flight
+  at::Tensor sent;     // and what travels: the same memory, or a copy of it
+  std::shared_ptr<hvd::detail::Operation> operation;
+  PostAccumulateGradHook* hook = nullptr;
+};
+
+// Gradients that are reduced together, once backward has made the last of them.
+struct Group {
+  std::string name;
+  std::vector<Gradient*> members;
+  std::size_t ready = 0;
+};
+
+// Calls what was in the parameter's only place for such a hook, too. Does not keep the optimizer alive.
+class Hook : public PostAccumulateGradHook {
+ public:
+  Hook(std::function<void()> act, std::unique_ptr<PostAccumulateGradHook> previous)
+      : act_(std::move(act)), previous_(std::move(previous)) {}
+  void operator()(const at::Tensor& parameter) override {
+    if (previous_) (*previous_)(parameter);
+    act_();
+  }
+  std::unique_ptr<PostAccumulateGradHook> take_previous() { return std::move(previous_); }
+
+ private:
+  std::function<void()> act_;
+  std::unique_ptr<PostAccumulateGradHook> previous_;
+};
+
+}  // namespace
+
+struct GradientReduction::State {
+  DistributedOptions options;
+  Site site;
+  bool active = false;
+  mutable std::mutex mutex;
+  std::vector<std::unique_ptr<Gradient>> gradients;
+  std::vector<std::unique_ptr<Group>> groups;
+
+  ~State();
+  [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
+    hvd::detail::raise(code, operation, reason, site);
+  }
+  Submission submission(const std::string& name, bool group) const;
+  void make_groups(const std::vector<std::vector<at::Tensor>>& wanted);
+  void on_accumulated(Gradient& gradient);
+  void start(Gradient& gradient);
+  void start_group(Group& group);
+  void finish(Gradient& gradient) const;
+  void reset_one(Gradient& gradient) const;
+  std::vector<hvd_handle*> in_flight() const;
+};
+
+namespace {
+
+void check_options(const DistributedOptions& options, Site site) {
+  const auto refuse = [&](const std::string& reason) {
+    hvd::detail::raise(StatusCode::kInvalidArgument, "DistributedOptimizer", reason, site);
+  };
+  if (options.backward_passes_per_step < 1) refuse("backward_passes_per_step must be 1 or more");
+  if (options.op == ReduceOp::kAdasum) refuse("gradients are not reduced by Adasum here");
+  if (options.gradient_predivide_factor != 1.0 && options.op != ReduceOp::kAverage) {
+    refuse("gradient_predivide_factor goes with an average only");
+  }
+  if (options.group_count < 0) refuse("group_count must be 0 or more");
+  if (options.group_count > 0 && !options.groups.empty()) refuse("group_count and groups exclude each other");
+}
+
+std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) {
+  std::map<Parameter, std::string> names;
+  std::set<std::string> seen;
+  for (const auto& [name, tensor] : named) {
+    if (!seen.insert(name).second) {
+      hvd::detail::raise(StatusCode::kInvalidArgument, "DistributedOptimizer", "two parameters are named " + name,
+                         site);
+    }
+    names.emplace(key(tensor), name);
+  }
+  return names;
+}
+
+// Parts of nearly the same size, in the order of the parameters.
+std::vector<std::vector<at::Tensor>> parts(const std::vector<at::Tensor>& parameters, int wanted) {
+  const std::size_t count = std::min(static_cast<std::size_t>(wanted), parameters.size());
+  std::vector<std::vector<at::Tensor>> parts(count);
+  auto at = parameters.begin();
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t size = parameters.size() / count + (i < parameters.size() % count ? 1 : 0);
+    const auto end = at + static_cast<std::ptrdiff_t>(size);
+    parts[i].assign(at, end);
+    at = end;
+  }
+  return parts;
+}
+
+at::Tensor compressed(const at::Tensor& gradient, Compression compression) {
+  if (compression == Compression::kNone || !gradient.is_floating_point()) return gradient;
+  return gradient.to(compression == Compression::kFp16 ? at::kHalf : at::kBFloat16);
+}
+
+}  // namespace
+
+GradientReduction::GradientReduction(const NamedTensors& named, const std::vector<at::Tensor>& parameters,
+                                     const DistributedOptions& options, Site site)
+    : state_(std::make_shared<State>()) {
+  check_options(options, site);
+  const std::map<Parameter, std::string> names = names_of(named, site);
+  state_->options = options;
+  state_->site = site;
+  state_->active = options.process_set.included(site) && options.process_set.size(site) > 1;
+  for (const at::Tensor& parameter : parameters) {
+    const auto found = names.find(key(parameter));
+    if (found == names.end()) {
+      state_->refuse(StatusCode::kInvalidArgument, "DistributedOptimizer",
+                     "a parameter of the optimizer has no name: " + parameter.toString());
+    }
+    add(found->second, parameter);
+  }
+  if (!state_->active) return;
+  state_->make_groups(options.group_count > 0 ? parts(parameters, options.group_count) : options.groups);
+}
+
+void GradientReduction::add(const std::string& name, const at::Tensor& parameter) {
+  if (!state_->active || !parameter.requires_grad()) return;
+  const std::scoped_lock lock(state_->mutex);
+  Gradient& gradient = *state_->gradients.emplace_back(std::make_unique<Gradient>());
+  gradient.name = name;
+  gradient.parameter = parameter;
+  gradient.passes_left = state_->options.backward_passes_per_step;
+  auto act = [weak = std::weak_ptr(state_), &gradient] {
+    if (const std::shared_ptr<State> alive = weak.lock()) alive->on_accumulated(gradient);
+  };
+  auto hook = std::make_unique<Hook>(std::move(act), std::move(slot::post_acc_grad_hooks(parameter)));
+  gradient.hook = hook.get();
+  slot::set_post_acc_grad_hooks(parameter, std::move(hook));
+}
+
+GradientReduction::State::~State() {
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    std::unique_ptr<PostAccumulateGradHook>& there = slot::post_acc_grad_hooks(gradient->parameter);
+    if (there.get() != gradient->hook) continue;  // somebody else's is in its place, and calls ours, which does nothing
+    slot::set_post_acc_grad_hooks(gradient->parameter, static_cast<Hook&>(*there).take_previous());
+  }
+}
+
+Submission GradientReduction::State::submission(const std::string& name, bool group) const {
+  return {.op = HVD_ALLREDUCE,
+          .kind = "allreduce",
+          .name = name,
+          .process_set = options.process_set,
+          .reduce_op = options.op,
+          .prescale = 1.0 / options.gradient_predivide_factor,
+          .postscale = options.gradient_predivide_factor,
+          .group = group,
+          .site = site};
+}
+
+void GradientReduction::State::make_groups(const std::vector<std::vector<at::Tensor>>& wanted) {
+  std::map<Parameter, Gradient*> known;
+  for (const std::unique_ptr<Gradient>& gradient : gradients) known.emplace(key(gradient->parameter), gradient.get());
+  for (std::size_t number = 0; number < wanted.size(); ++number) {
+    auto group = std::make_unique<Group>();
+    for (const at::Tensor& parameter : wanted[number]) {
+      if (!parameter.requires_grad()) continue;
+      const auto found = known.find(key(parameter));
+      if (found == known.end() || found->second->group != nullptr) {
+        refuse(StatusCode::kInvalidArgument, "DistributedOptimizer",
+               "an entry of groups is in two of them, or no parameter of the optimizer: " + parameter.toString());
+      }
+      found->second->group = group.get();
+      group->members.push_back(found->second);
+    }
+    if (group->members.empty()) continue;
+    group->name = "group." + std::to_string(number) + "." + group->members.front()->name;
+    groups.push_back(std::move(group));
+  }
+}
+
+void GradientReduction::State::on_accumulated(Gradient& gradient) {
+  const std::scoped_lock lock(mutex);
+  if (!gradient.parameter.grad().defined()) return;  // a function of the user's gave none: zeros, at synchronize
+  if (gradient.passes_left <= 0) {
+    refuse(StatusCode::kPrecondition, "backward",
+           "more than backward_passes_per_step (" + std::to_string(options.backward_passes_per_step) +
+               ") backward passes before step(); parameter '" + gradient.name + "'");
+  }
+  if (--gradient.passes_left == 0) start(gradient);
+}
+
+// Hands the gradient over, zeros where there is none.
+void GradientReduction::State::start(Gradient& gradient) {
+  const at::NoGradGuard no_grad;
+  at::Tensor& grad = gradient.parameter.mutable_grad();
+  if (!grad.defined()) grad = at::zeros_like(gradient.parameter);
+  if (grad.layout() != at::kStrided) grad = grad.to_dense();
+  gradient.passes_left = 0;
+  gradient.reduced = grad;
+  gradient.sent = plain(compressed(grad, options.compression), submission(gradient.name, false));
+  if (gradient.group == nullptr) {
+    gradient.operation = std::make_shared<hvd::detail::Operation>(
+        submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));
+  } else if (++gradient.group->ready == gradient.group->members.size()) {
+    start_group(*gradient.group);
+  }
+}
+
+void GradientReduction::State::start_group(Group& group) {
+  std::vector<at::Tensor> tensors;
+  for (const Gradient* member : group.members) tensors.push_back(member->sent);
+  const auto operation =
+      std::make_shared<hvd::detail::Operation>(submit(submission(group.name, true), tensors, tensors));
+  for (Gradient* member : group.members) member->operation = operation;
+}
+
+// Puts the reduced gradient, which is done, into its place.
+void GradientReduction::State::finish(Gradient& gradient) const {
+  gradient.operation->wait();
+  const at::Tensor reduced = std::exchange(gradient.reduced, {});
+  const at::Tensor sent = std::exchange(gradient.sent, {});
+  reset_one(gradient);
+  if (sent.data_ptr() == reduced.data_ptr()) {
+    gradient.parameter.mutable_grad() = reduced;
+  } else if (reduced.is_non_overlapping_and_dense()) {
+    reduced.detach().copy_(sent);
+    gradient.parameter.mutable_grad() = reduced;
+  } else {
+    gradient.parameter.mutable_grad() = sent.to(reduced.scalar_type());
+  }
+}
+
+void GradientReduction::State::reset_one(Gradient& gradient) const {
+  gradient.operation = nullptr;
+  gradient.reduced = gradient.sent = at::Tensor();
+  gradient.passes_left = options.backward_passes_per_step;
+  if (gradient.group != nullptr) gradient.group->ready = 0;
+}
+
+std::vector<hvd_handle*> GradientReduction::State::in_flight() const {
+  std::vector<hvd_handle*> handles;
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    const Group* group = gradient->group;
+    if (group == nullptr || group->members.front() == gradient.get()) handles.push_back(gradient->operation->get());
+  }
+  return handles;
+}
+
+void GradientReduction::synchronize() {
+  State& state = *state_;
+  if (state.gradients.empty()) return;
+  try {
+    std::vector<hvd_handle*> handles;
+    {
+      const std::scoped_lock lock(state.mutex);
+      for (const std::unique_ptr<Gradient>& gradient : state.gradients) {
+        if (!gradient->reduced.defined()) state.start(*gradient);
+      }
+      handles = state.in_flight();
+    }
+    hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
+    const at::NoGradGuard no_grad;
+    const std::scoped_lock lock(state.mutex);
+    const at::Tensor& any = state.gradients.front()->sent;
+    let_stream_wait(handles, any);
+    for (const std::unique_ptr<Gradient>& gradient : state.gradients) state.finish(*gradient);
+  } catch (...) {
+    reset();
+    throw;
+  }
+}
+
+void GradientReduction::reset() {
+  const std::scoped_lock lock(state_->mutex);
+  for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
+}
+
+bool GradientReduction::in_progress() const {
+  const std::scoped_lock lock(state_->mutex);
+  return std::any_of(state_->gradients.begin(), state_->gradients.end(), [&](const auto& gradient) {
+    return gradient->passes_left != state_->options.backward_passes_per_step;
+  });
+}
+
+at::Tensor GradientReduction::reduce_loss(const at::Tensor& loss) const {
+  if (state_->gradients.empty() || !loss.defined()) return loss;
+  const std::string name = "loss." + state_->gradients.front()->name;
+  const at::NoGradGuard no_grad;
+  return allreduce(loss.detach(), {.op = state_->options.op, .process_set = state_->options.process_set, .name = name},
+                   state_->site);
+}
+
+void GradientReduction::refuse(const char* operation, const char* text) const {
+  state_->refuse(StatusCode::kPrecondition, operation, text);
+}
+
+}  // namespace hvd::torch::detail

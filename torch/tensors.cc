@@ -1,0 +1,142 @@
+#include "torch/tensors.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <memory>
+#include <optional>
+
+namespace hvd::torch::detail {
+namespace {
+
+std::optional<DataType> data_type(at::ScalarType type) {
+  switch (type) {
+    case at::ScalarType::Byte:
+      return DataType::kUint8;
+    case at::ScalarType::Char:
+      return DataType::kInt8;
+    case at::ScalarType::Short:
+      return DataType::kInt16;
+    case at::ScalarType::Int:
+      return DataType::kInt32;
+    case at::ScalarType::Long:
+      return DataType::kInt64;
+    case at::ScalarType::Half:
+      return DataType::kFloat16;
+    case at::ScalarType::BFloat16:
+      return DataType::kBfloat16;
+    case at::ScalarType::Float:
+      return DataType::kFloat32;
+    case at::ScalarType::Double:
+      return DataType::kFloat64;
+    case at::ScalarType::Bool:
+      return DataType::kBool;
+    default:
+      return std::nullopt;
+  }
+}
+
+std::string text_of(const Submission& submission) {
+  return hvd::detail::operation_text(submission.kind, submission.name);
+}
+
+[[noreturn]] void refuse(const Submission& submission, const std::string& reason) {
+  hvd::detail::raise(StatusCode::kInvalidArgument, text_of(submission), reason, submission.site);
+}
+
+// The cudaStream_t that the thread computes on. Streams of LibTorch before 2.13 do not tell.
+template <typename Stream>
+void* native_stream(const Stream& stream) {
+  if constexpr (requires { stream.native_handle(); }) {
+    return stream.native_handle();
+  } else {
+    throw Unavailable(StatusCode::kUnavailable, hvd::detail::rank_or_none(), "CUDA tensor",
+                      "this version of LibTorch does not tell its CUDA streams; 2.13 does");
+  }
+}
+
+void* current_stream(const at::Tensor& tensor) {
+  if (!tensor.is_cuda()) return nullptr;
+  const at::Device device = tensor.device();
+  return native_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+}
+
+hvd_tensor described(const at::Tensor& tensor) {
+  return {tensor.data_ptr(),
+          tensor.sizes().data(),
+          static_cast<std::int32_t>(tensor.dim()),
+          static_cast<std::int32_t>(*data_type(tensor.scalar_type())),
+          tensor.is_cuda() ? HVD_CUDA : HVD_HOST,
+          tensor.is_cuda() ? tensor.device().index() : 0};
+}
+
+std::vector<hvd_tensor> described(const std::vector<at::Tensor>& tensors) {
+  std::vector<hvd_tensor> all;
+  all.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) all.push_back(described(tensor));
+  return all;
+}
+
+using Kept = std::vector<at::Tensor>;
+
+void release(void* kept) { delete static_cast<Kept*>(kept); }
+
+}  // namespace
+
+at::Tensor plain(const at::Tensor& tensor, const Submission& submission) {
+  if (!tensor.defined()) refuse(submission, "the tensor is undefined");
+  const bool travels = data_type(tensor.scalar_type()) && tensor.layout() == at::kStrided;
+  if (!travels || !(tensor.is_cpu() || tensor.is_cuda())) {
+    refuse(submission, "a tensor of type " + tensor.toString() +
+                           " cannot travel; dense CPU and CUDA tensors of real numbers of up to 64 bits can");
+  }
+  const at::Tensor data = tensor.detach();
+  return data.is_contiguous() && !data.is_neg() ? data : data.clone(at::MemoryFormat::Contiguous);
+}
+
+hvd::detail::Operation submit(const Submission& submission, const std::vector<at::Tensor>& inputs,
+                              const std::vector<at::Tensor>& outputs) {
+  const std::vector<hvd_tensor> described_inputs = described(inputs);
+  const std::vector<hvd_tensor> described_outputs = described(outputs);
+  hvd_operation operation;
+  HVD_INIT_STRUCT(&operation);
+  operation.op = submission.op;
+  operation.process_set = submission.process_set.id();
+  operation.reduce_op = static_cast<std::int32_t>(submission.reduce_op);
+  operation.root_rank = submission.root_rank;
+  operation.call_site_file = submission.site.file_name();
+  operation.call_site_line = static_cast<std::int32_t>(submission.site.line());
+  operation.name = submission.name.empty() ? nullptr : submission.name.c_str();
+  operation.prescale = submission.prescale;
+  operation.postscale = submission.postscale;
+  operation.caller_waits = submission.caller_waits ? 1 : 0;
+  operation.stream = current_stream(inputs.front());
+  if (!submission.group) {
+    operation.input = described_inputs.front();
+    if (!outputs.empty()) operation.output = described_outputs.front();
+  } else {
+    operation.group_count = static_cast<std::int32_t>(inputs.size());
+    operation.group_inputs = described_inputs.data();
+    operation.group_outputs = described_outputs.data();
+  }
+  if (!submission.splits.empty()) {
+    operation.splits = submission.splits.data();
+    operation.split_count = static_cast<std::int32_t>(submission.splits.size());
+  }
+  auto kept = std::make_unique<Kept>(inputs);
+  kept->insert(kept->end(), outputs.begin(), outputs.end());
+  operation.keep_alive = kept.get();
+  operation.release = release;
+  hvd_handle* handle = nullptr;
+  hvd::detail::check(hvd_enqueue(&operation, &handle), text_of(submission), submission.site);
+  static_cast<void>(kept.release());  // `release` has it now
+  return {handle, text_of(submission), submission.site};
+}
+
+void let_stream_wait(std::span<hvd_handle* const> handles, const at::Tensor& tensor) {
+  if (!tensor.is_cuda() || handles.empty()) return;
+  const auto count = static_cast<std::int32_t>(handles.size());
+  hvd::detail::check(hvd_handles_stream_wait(handles.data(), count, current_stream(tensor)), "stream wait",
+                     std::source_location::current());
+}
+
+}  // namespace hvd::torch::detail

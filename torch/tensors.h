@@ -1,0 +1,46 @@
+// Hands tensors to the C ABI: address, shape, data type and place go in, an operation comes out.
+// The only file that knows how a tensor lies in memory. Any thread.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <source_location>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <horovod_cpp/collectives.h>
+#include <horovod_cpp/handle.h>
+
+namespace hvd::torch::detail {
+
+/// What all operations on tensors have.
+struct Submission {
+  hvd_op op;
+  const char* kind;  ///< for messages
+  const std::string& name;
+  ProcessSet process_set;
+  bool caller_waits = false;
+  ReduceOp reduce_op = ReduceOp::kSum;
+  double prescale = 1.0;
+  double postscale = 1.0;
+  int root_rank = 0;
+  std::span<const std::int64_t> splits{};
+  bool group = false;  ///< one operation with several tensors
+  std::source_location site;
+};
+
+/// Contiguous memory that the library may use: the tensor itself or a copy. Throws InvalidArgument for what cannot
+/// travel.
+at::Tensor plain(const at::Tensor& tensor, const Submission& submission);
+
+/// Does not block. All tensors are plain and on one device; `outputs` may be empty. The library keeps them until it is
+/// done.
+hvd::detail::Operation submit(const Submission& submission, const std::vector<at::Tensor>& inputs,
+                              const std::vector<at::Tensor>& outputs);
+
+/// Lets the current stream of the device of `tensor` wait for results; nothing on the CPU.
+void let_stream_wait(std::span<hvd_handle* const> handles, const at::Tensor& tensor);
+
+}  // namespace hvd::torch::detail
