@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
 
@@ -23,3 +24,23 @@ def job() -> Iterator[None]:
     """A job in which process sets may be added; a test that shut it down gets a new one made for the next."""
     hvd.init(process_sets="dynamic")
     yield
+
+
+@pytest.fixture(params=["alone", "beside a stuck set"])
+def alone_and_beside_a_stuck_set(job: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs the test twice, the second time while the last two ranks wait for each other in a set of their own.
+
+    With two ranks that is the set of all, in which everything else still has to go on.
+    """
+    if request.param == "alone":
+        yield
+        return
+    if hvd.size() == 1:
+        pytest.skip("one rank waits for nobody")
+    last_two = [hvd.size() - 2, hvd.size() - 1]
+    process_set = hvd.global_process_set if hvd.size() == 2 else hvd.add_process_set(last_two)
+    with operations_stuck_in(process_set):
+        yield
+    if hvd.size() > 2:
+        hvd.barrier()
+        assert hvd.remove_process_set(process_set)

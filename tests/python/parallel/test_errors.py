@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from operations import ASYNC, REDUCING, rows, run
 
 import horovod_cpp.torch as hvd
 
@@ -19,7 +21,7 @@ def needs_several_ranks() -> None:
 
 
 @pytest.fixture(autouse=True)
-def job_stays_usable(job: None) -> object:
+def job_stays_usable(job: None) -> Iterator[None]:
     yield
     assert hvd.allreduce(torch.ones(3), op=hvd.Sum).tolist() == [float(hvd.size())] * 3
 
@@ -70,6 +72,49 @@ def test_ranks_that_disagree_all_get_an_error_that_names_tensor_and_ranks(what: 
         assert "test_errors.py" in message, "the place of the call is named"
 
 
+Arguments = tuple[torch.Tensor, dict[str, Any]]
+
+# What differs, of which operations, and what each rank hands over.
+DIFFERENCES: dict[str, tuple[list[str], str, Callable[[], Arguments]]] = {
+    "dtype": (
+        list(ASYNC),
+        "mismatched data type.*float32.*int32",
+        lambda: (rows(3, dtype=torch.int32 if odd() else torch.float32), {}),
+    ),
+    "columns": (list(ASYNC), r"mismatched shape.*\b3\b.*\b4\b", lambda: (rows(3 + odd()), {})),
+    "dimensions": (list(ASYNC), "mismatched shape", lambda: (rows(*([3] if odd() else [])), {})),
+    "rows": (
+        [name for name in ASYNC if "allgather" not in name and name != "alltoall"],
+        "mismatched shape",
+        lambda: (torch.ones(2 * hvd.size() * (1 + odd())), {}),
+    ),
+    "reduction": (REDUCING, "mismatched reduction", lambda: (rows(), {"op": hvd.Average if odd() else hvd.Sum})),
+    "prescale factor": (
+        REDUCING,
+        r"mismatched prescale factor.*\b1\b.*0\.5",
+        lambda: (rows(), {"prescale_factor": 0.5 if odd() else 1.0}),
+    ),
+    "postscale factor": (
+        REDUCING,
+        r"mismatched postscale factor.*\b1\b.*0\.5",
+        lambda: (rows(), {"postscale_factor": 0.5 if odd() else 1.0}),
+    ),
+}
+
+
+@several_ranks
+@pytest.mark.parametrize(
+    ("what", "operation"), [(what, operation) for what, (names, _, _) in DIFFERENCES.items() for operation in names]
+)
+def test_a_difference_between_ranks_is_an_error_on_each_of_them(what: str, operation: str) -> None:
+    _, pattern, arguments = DIFFERENCES[what]
+    tensor, options = arguments()
+    with pytest.raises(hvd.HorovodInternalError, match=pattern) as caught:
+        run(operation, tensor, name="difference", **options)
+    assert "'difference'" in str(caught.value) and "rank" in str(caught.value)
+    run(operation, rows(), name="difference")  # the name is free
+
+
 @several_ranks
 def test_a_mismatch_is_no_obstacle_for_what_is_in_flight_beside_it() -> None:
     good = [hvd.allreduce_async(torch.ones(10), name=f"good.{i}", op=hvd.Sum) for i in range(10)]
@@ -81,9 +126,12 @@ def test_a_mismatch_is_no_obstacle_for_what_is_in_flight_beside_it() -> None:
         hvd.synchronize(bad)
 
 
-def test_a_scalar_cannot_be_gathered() -> None:
-    with pytest.raises((ValueError, hvd.HorovodInternalError)):
-        hvd.allgather(torch.tensor(1.0))
+@pytest.mark.parametrize(
+    "operation", ["allgather", "grouped_allgather", "alltoall", "reducescatter", "grouped_reducescatter"]
+)
+def test_a_scalar_has_no_rows(operation: str) -> None:
+    with pytest.raises(ValueError, match="scalar"):
+        run(operation, torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16])
@@ -94,6 +142,61 @@ def test_a_dtype_that_is_not_supported(dtype: torch.dtype) -> None:
         hvd.allgather(torch.ones(3).to_sparse())
     with pytest.raises(ValueError, match=r"Tensor type .* is not supported\.|meta"):
         hvd.broadcast(torch.ones(3, device="meta"), 0)
+
+
+@pytest.mark.parametrize("operation", ASYNC)
+def test_no_operation_takes_a_dtype_that_is_not_supported(operation: str) -> None:
+    with pytest.raises(ValueError, match=r"Tensor type .* is not supported\..*'strange'"):
+        run(operation, rows().to(torch.float8_e5m2), name="strange")
+
+
+def test_op_and_average_exclude_each_other_in_every_form() -> None:
+    forms: list[Callable[..., Any]] = [hvd.allreduce, hvd.allreduce_, hvd.allreduce_async, hvd.allreduce_async_]
+    groups: list[Callable[..., Any]] = [
+        hvd.grouped_allreduce, hvd.grouped_allreduce_, hvd.grouped_allreduce_async, hvd.grouped_allreduce_async_,
+    ]  # fmt: skip
+    for form, given in [(form, rows()) for form in forms] + [(form, [rows()]) for form in groups]:
+        with pytest.raises(
+            ValueError, match=r"The op parameter supersedes average\. Please provide only one of them\."
+        ):
+            form(given, average=True, op=hvd.Sum)
+        with pytest.warns(DeprecationWarning):
+            result = form(given, average=True)
+        if isinstance(result, int):
+            result = hvd.synchronize(result)
+        assert all((tensor == 1).all() for tensor in (result if isinstance(result, list) else [result]))
+
+
+@several_ranks
+@pytest.mark.parametrize("operation", ASYNC)
+def test_no_operation_takes_a_name_that_is_in_flight(operation: str) -> None:
+    def start() -> int:
+        return ASYNC[operation](rows(), name="twice")
+
+    first_rank = hvd.rank() == 0
+    handle = start() if first_rank else None
+    if first_rank:
+        with pytest.raises(ValueError, match=r"^Requested to .* with the same name as another tensor .*'twice'"):
+            start()
+    hvd.barrier()
+    hvd.synchronize(start() if handle is None else handle)
+    run(operation, rows(), name="twice")
+
+
+@several_ranks
+def test_one_name_in_two_kinds_of_operations_is_two_operations() -> None:
+    # In whatever order ranks come to them; neither is taken for the other.
+    starts: list[Callable[[], int]] = [
+        lambda: hvd.allreduce_async(torch.ones(4), name="kinds", op=hvd.Sum),
+        lambda: hvd.allgather_async(torch.ones(1), name="kinds"),
+    ]
+    order = (0, 1) if odd() else (1, 0)
+    first = starts[order[0]]()
+    hvd.barrier()
+    assert not hvd.poll(first)
+    handles = {order[0]: first, order[1]: starts[order[1]]()}
+    assert hvd.synchronize(handles[0]).tolist() == [float(hvd.size())] * 4
+    assert hvd.synchronize(handles[1]).tolist() == [1.0] * hvd.size()
 
 
 def test_a_name_twice_in_flight_is_refused_and_a_barrier_passes_meanwhile() -> None:
@@ -144,3 +247,63 @@ def test_a_process_set_that_is_not_registered() -> None:
     stranger.process_set_id = 12345
     with pytest.raises(ValueError, match="does not exist, or has not been registered"):
         hvd.allreduce(torch.ones(2), process_set=stranger)
+
+
+@pytest.mark.parametrize("operation", ASYNC)
+def test_no_operation_runs_in_a_set_that_is_not_registered(operation: str) -> None:
+    with pytest.raises(ValueError, match="does not exist, or has not been registered"):
+        run(operation, rows(), process_set=hvd.ProcessSet([0]))
+
+
+@several_ranks
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
+def test_no_operation_runs_in_a_set_without_the_rank() -> None:
+    first = hvd.add_process_set([0])
+    for operation in ASYNC:
+        if hvd.rank() == 0:
+            run(operation, rows(), process_set=first)
+        else:
+            with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
+                run(operation, rows(), process_set=first)
+    if hvd.rank() > 0:
+        with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
+            hvd.barrier(first)
+    hvd.barrier()
+    assert hvd.remove_process_set(first)
+
+
+def test_before_init_every_operation_says_so() -> None:
+    hvd.barrier()
+    hvd.shutdown()
+    for operation in ASYNC:
+        with pytest.raises(hvd.HorovodInternalError, match=r"^Horovod has not been initialized; use hvd\.init\(\)\.$"):
+            run(operation, torch.ones(12))
+    for call in (hvd.barrier, hvd.join):
+        with pytest.raises(hvd.HorovodInternalError, match=r"^Horovod has not been initialized; use hvd\.init\(\)\.$"):
+            call()
+    for question in (hvd.rank, hvd.size, hvd.local_rank, hvd.local_size, hvd.cross_rank, hvd.cross_size,
+                     hvd.is_homogeneous, hvd.mpi_threads_supported, hvd.mpi_enabled, hvd.gloo_enabled):  # fmt: skip
+        with pytest.raises(ValueError, match=r"^Horovod has not been initialized; use hvd\.init\(\)\.$"):
+            question()
+    hvd.init(process_sets="dynamic")
+
+
+@several_ranks
+def test_once_a_rank_has_shut_down_every_operation_of_the_others_says_so() -> None:
+    last = hvd.size() - 1
+    waiting = {operation: ASYNC[operation](rows(), name=f"waits.{operation}") for operation in ASYNC if hvd.rank() == 0}
+    hvd.barrier()
+    if hvd.rank() == last:
+        hvd.shutdown()
+    else:
+        for handle in waiting.values():
+            with pytest.raises(hvd.HorovodInternalError, match=rf"^Horovod has been shut down\. Rank {last} "):
+                hvd.synchronize(handle)
+        for operation in ASYNC:
+            with pytest.raises(hvd.HorovodInternalError, match=rf"^Horovod has been shut down\. Rank {last} "):
+                run(operation, rows())
+        for call in (hvd.barrier, hvd.join):
+            with pytest.raises(hvd.HorovodInternalError, match=rf"^Horovod has been shut down\. Rank {last} "):
+                call()
+        hvd.shutdown()
+    hvd.init(process_sets="dynamic")
