@@ -6,6 +6,7 @@ Questions raise ValueError before `init`, as in Horovod; in a forked child they 
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from horovod_cpp import _core
 from horovod_cpp.common import exceptions, knobs, process_sets
 from horovod_cpp.common.process_sets import ProcessSet
 
-_last_options: dict[str, Any] = {}
+_last_arguments: dict[str, Any] = {}
 
 
 def init(
@@ -25,23 +26,25 @@ def init(
     """Join the ranks of the job. Blocks until all have met. A second call only binds `process_sets` again.
 
     Args:
-        comm: global ranks of the launch that form the job; None: all.
+        comm: ranks of the launch that form the job and are numbered in this order from 0; None or an empty list: all.
+            Each of them calls with the same list. Lists that share no rank are jobs of their own, each with its own
+            `shutdown` and `init`. Under MPI all ranks of the launch have to call `init` once, also those in no list.
         process_sets: static process sets, equal on all ranks, which get the ids 1, 2, ... in this order;
             "dynamic" allows `add_process_set` later, as HOROVOD_DYNAMIC_PROCESS_SETS=1 does.
         options: settings in place of HOROVOD_* variables, by their names with or without HOROVOD_, in any case:
             {"fusion_threshold": 1 << 20}. Numbers and bools are written as the variables have them.
-    Raises: ValueError for bad arguments, also for process sets given twice (the job is up then, with the different
-        ones); HorovodInitializationError if ranks are missing after HOROVOD_START_TIMEOUT seconds or differ in their
-        settings; RuntimeError if a library is missing.
+    Raises: ValueError for bad arguments, such as a `comm` without this rank, also for process sets given twice (the job
+        is up then, with the different ones); HorovodInitializationError if ranks are missing after
+        HOROVOD_START_TIMEOUT seconds or differ in their settings; RuntimeError if a library is missing.
     """
     sets = _static_process_sets(process_sets)
     distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
+    ranks = _comm_ranks(comm)
     is_first = not _core.is_initialized()
     if is_first:
-        _last_options.clear()
-        _last_options.update(options or {})
+        _last_arguments.update(comm=ranks, options=dict(options or {}))
     try:
-        _core.init(distinct, _comm_ranks(comm), _settings(options or {}))
+        _core.init(distinct, ranks, _settings(options or {}))
     except _core.ForkError as error:
         raise exceptions.HorovodInternalError(str(error)) from None
     except _core.Error as error:
@@ -51,9 +54,9 @@ def init(
     _bind(sets)
 
 
-def last_options() -> dict[str, Any]:
-    """What the last `init` was given as `options`."""
-    return dict(_last_options)
+def last_arguments() -> dict[str, Any]:
+    """What the last `init` was given as `comm` and `options`."""
+    return dict(_last_arguments)
 
 
 def _static_process_sets(argument: Sequence[ProcessSet] | str | None) -> list[ProcessSet]:
@@ -78,7 +81,16 @@ def _settings(options: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _comm_ranks(comm: Sequence[int] | Any) -> list[int]:
     if hasattr(comm, "Get_group"):
         raise ValueError("init(comm=...) takes a list of ranks; communicators of mpi4py are not supported")
-    return [] if comm is None else [int(rank) for rank in comm]
+    if comm is None:
+        return []
+    try:
+        # A bool or 1.5 in the place of a rank is a mistake.
+        ranks = [-1 if isinstance(rank, bool) else operator.index(rank) for rank in comm]
+    except TypeError:
+        ranks = [-1]
+    if any(rank not in range(2**31) for rank in ranks):
+        raise ValueError(f"init(comm={comm!r}): comm has to be a list of ranks of the launch, numbers from 0")
+    return ranks
 
 
 def _bind(sets: list[ProcessSet]) -> None:

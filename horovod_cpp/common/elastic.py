@@ -243,17 +243,17 @@ def _reset(reset: Callable[[], None], why: str) -> None:
 def reset_job() -> None:
     """Shut the job down and join it again, with the same process sets. Blocks until all ranks have come.
 
-    Process sets may get other ids; `ProcessSet` objects are bound to them. The options of the last `init` are used
-    again.
+    Process sets may get other ids; `ProcessSet` objects are bound to them. `comm` and options of the last `init` are
+    used again.
     Raises: HorovodInternalError, which says which of the two failed and why.
     """
     registered, objects = _registered_sets()
-    options = basics.last_options()
+    arguments = basics.last_arguments()
     step = "shutdown()"
     try:
         basics.shutdown()
         step = "init()"
-        basics.init(process_sets=[ProcessSet(ranks) for ranks in registered], options=options)
+        basics.init(process_sets=[ProcessSet(ranks) for ranks in registered], **arguments)
         process_sets.bind_all(objects)
     except Exception as error:
         raise HorovodInternalError(f"{step} failed: {error}") from error

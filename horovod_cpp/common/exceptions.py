@@ -33,7 +33,8 @@ def operation_error(error: _core.Error) -> Exception:
     if error.code == _core.UNAVAILABLE:
         return RuntimeError(str(error))
     if error.code == _core.PRECONDITION and not isinstance(error, _core.ForkError) and not _core.is_initialized():
-        return HorovodInternalError(f"{NOT_INITIALIZED} ({error})")
+        text = str(error)
+        return HorovodInternalError(text if text.startswith(NOT_INITIALIZED) else f"{NOT_INITIALIZED} ({text})")
     return HorovodInternalError(str(error))
 
 

@@ -364,10 +364,8 @@ int hvd_init(const hvd_init_options* options) {
     const std::scoped_lock changing(current().changing);
     if (session()) return {};
     const hvd_init_options given = read_struct(options);
-    if (given.comm.count > 0) {
-      return Status::invalid_argument("init(comm=[ranks]) is not supported: start the job with those ranks alone");
-    }
     hvd::Session::Settings settings;
+    settings.members.assign(given.comm.ranks, given.comm.ranks + std::max(given.comm.count, 0));
     for (int i = 0; i < given.process_set_count; ++i) settings.process_sets.push_back(sorted(given.process_sets[i]));
     for (int i = 0; i < given.setting_count; ++i) {
       if (given.settings[i].name == nullptr || given.settings[i].value == nullptr) {

@@ -149,7 +149,8 @@ void Coordinator::settle(const OperationKey& key, TimePoint now) {
         {error_response(
              key, StatusCode::kPrecondition,
              fmt::format("{} '{}': {} joined, having no more data; only allreduce and barrier go on without "
-                         "the ranks that have joined",
+                         "the ranks that have joined (a sparse gradient is gathered unless DistributedOptimizer has "
+                         "sparse_as_dense=True)",
                          name_of(key.op), key.name, rank_text(joined) + (joined.size() > 1 ? " have" : " has"))),
          now});
     note_answer(pending);

@@ -1,6 +1,7 @@
 #include "horovod_cpp/engine/session.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <set>
@@ -58,6 +59,14 @@ Result<std::vector<std::vector<int>>> checked_sets(std::vector<std::vector<int>>
   return sets;
 }
 
+// Ranks that wait for others in vain may have been given another list than these.
+Status with_members(const Status& status, const std::vector<int>& members) {
+  if (members.empty()) return status;
+  return Status(status.code(),
+                fmt::format("{} (comm=[{}]: each of these ranks of the launch calls init with this list)",
+                            status.text(), fmt::join(members, ", ")));
+}
+
 std::string sets_text(const std::vector<std::vector<int>>& sets) {
   std::string text;
   for (const std::vector<int>& ranks : sets) text += fmt::format("[{}]", fmt::join(ranks, ","));
@@ -75,7 +84,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   const Options& set = session->options_;
   const TimePoint deadline = session->clock_.now() + set.start_timeout;
 
-  Result<std::unique_ptr<Joined>> joined = join_job();
+  Result<std::unique_ptr<Joined>> joined = join_job(settings.members, deadline);
   if (!joined) return joined.status();
   session->joined_ = std::move(joined).value();
   Bootstrap& bootstrap = session->joined_->bootstrap();
@@ -86,7 +95,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   Handshake handshake;
   handshake.extra = {{"process_sets", sets_text(*sets)}};
   Result<Connection> connection = connect_all(*session->joined_, set, handshake, deadline);
-  if (!connection) return connection.status();
+  if (!connection) return with_members(connection.status(), settings.members);
   session->topology_ = topology_of(*session->joined_, *connection);
 
   Result<std::unique_ptr<FaultPlan>> fault = FaultPlan::parse(set.fault, connection->rank);

@@ -29,11 +29,12 @@ class Session {
  public:
   struct Settings {
     std::vector<std::vector<int>> process_sets;  ///< static sets; ranks in any order
+    std::vector<int> members;                    ///< ranks of the launch that form the job, in order; empty: all
     std::vector<Setting> options;                ///< before the environment, under the names of its variables
   };
 
   /// Reads the environment, meets the other ranks and starts the background thread. Blocks, bounded by
-  /// HOROVOD_START_TIMEOUT. kInvalidArgument: junk in a variable, or ranks whose settings differ.
+  /// HOROVOD_START_TIMEOUT. kInvalidArgument: junk in a variable or in `members`, or ranks whose settings differ.
   static Result<std::unique_ptr<Session>> start(const Settings& settings);
   ~Session();
 

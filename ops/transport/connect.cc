@@ -1,6 +1,7 @@
 #include "ops/transport/connect.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
@@ -12,6 +13,7 @@
 #include "common/log.h"
 #include "common/rank_text.h"
 #include "common/wire.h"
+#include "ops/transport/members.h"
 #include "ops/transport/shm/shm_connector.h"
 #include "ops/transport/tcp/tcp_connector.h"
 
@@ -82,6 +84,27 @@ Result<Launch> from_torchrun() {
   from.token = fmt::format("{}/{}/{}", environment("TORCHELASTIC_RUN_ID").value_or(""),
                            environment("TORCHELASTIC_RESTART_COUNT").value_or("0"), *port);
   return Launch(std::move(from));
+}
+
+Result<std::unique_ptr<Joined>> join_alone(const std::vector<int>& members) {
+  const Result<std::vector<int>> checked = checked_members(members, 0, 1);
+  if (!checked) return checked.status();
+  return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());
+}
+
+TcpBootstrap::FromTorchrun as_torchrun(const TcpBootstrap::FromLauncher& from) {
+  return {from.rank, from.size, from.address, from.port, from.token};
+}
+
+// A part of the ranks that a launcher without MPI has started. Rank 0 of the launch, whom all know the way to, need not
+// be in it, so the first member listens at a free port near the known one, on the host that has that.
+Result<std::unique_ptr<Joined>> join_part(TcpBootstrap::FromTorchrun from, const std::vector<int>& members) {
+  from.rank = static_cast<int>(std::find(members.begin(), members.end(), from.rank) - members.begin());
+  from.size = static_cast<int>(members.size());
+  from.token += fmt::format("/ranks {}", fmt::join(members, ","));
+  Result<std::unique_ptr<TcpBootstrap>> tcp = TcpBootstrap::create(from);
+  if (!tcp) return tcp.status();
+  return std::make_unique<Joined>(std::move(tcp).value());
 }
 
 // ---- comparing ------------------------------------------------------------------------------------------------------
@@ -239,12 +262,15 @@ class Connecting {
 
   Status route_data() {
     const bool forced = options_.transport == "mpi";
-    if (forced && joined_.mpi() == nullptr) {
-      return Status::unavailable("HOROVOD_TRANSPORT=mpi needs a job that was started through MPI (mpirun)");
+    const bool possible = joined_.mpi() != nullptr && joined_.mpi()->has_all_ranks();
+    if (forced && !possible) {
+      return Status::unavailable(joined_.mpi() == nullptr
+                                     ? "HOROVOD_TRANSPORT=mpi needs a job that was started through MPI (mpirun)"
+                                     : "HOROVOD_TRANSPORT=mpi needs a job of all ranks that mpirun has started");
     }
     const bool several_hosts = tcp_ != nullptr && options_.transport == "auto";
     Transport* mpi = nullptr;
-    if (joined_.mpi() != nullptr && size_ > 1 && (forced || several_hosts)) {
+    if (possible && size_ > 1 && (forced || several_hosts)) {
       mpi = &connection_.fabric->add(joined_.mpi()->make_transport(rank_, size_, kFirstGeneration));
     }
     for (int peer = 0; peer < size_; ++peer) {
@@ -280,24 +306,28 @@ Result<Launch> detect_launch() {
   return Launch(SingleLaunch{});
 }
 
-Result<std::unique_ptr<Joined>> join_job() {
+Result<std::unique_ptr<Joined>> join_job(const std::vector<int>& members, TimePoint deadline) {
   Result<Launch> launch = detect_launch();
   if (!launch) return launch.status();
   if (std::holds_alternative<MpiLaunch>(*launch)) {
-    Result<std::unique_ptr<MpiRuntime>> mpi = MpiRuntime::open();
+    Result<std::unique_ptr<MpiRuntime>> mpi = MpiRuntime::open(members, deadline);
     if (mpi) return std::make_unique<Joined>(std::move(mpi).value());
     // A job of one rank needs no MPI to find the others.
     const bool alone = mpi.status().code() == StatusCode::kUnavailable && MpiRuntime::launched_size() == 1;
     if (!alone) return mpi.status();
-    return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());
+    return join_alone(members);
   }
   if (std::holds_alternative<SingleLaunch>(*launch)) {
-    return std::make_unique<Joined>(std::make_unique<SingleBootstrap>());
+    return join_alone(members);
   }
   const auto* hvdrun = std::get_if<TcpBootstrap::FromLauncher>(&*launch);
-  Result<std::unique_ptr<TcpBootstrap>> tcp = hvdrun != nullptr
-                                                  ? TcpBootstrap::create(*hvdrun)
-                                                  : TcpBootstrap::create(std::get<TcpBootstrap::FromTorchrun>(*launch));
+  const TcpBootstrap::FromTorchrun from =
+      hvdrun != nullptr ? as_torchrun(*hvdrun) : std::get<TcpBootstrap::FromTorchrun>(*launch);
+  Result<std::vector<int>> part = checked_members(members, from.rank, from.size);
+  if (!part) return part.status();
+  if (!part->empty()) return join_part(from, *part);
+  Result<std::unique_ptr<TcpBootstrap>> tcp =
+      hvdrun != nullptr ? TcpBootstrap::create(*hvdrun) : TcpBootstrap::create(from);
   if (!tcp) return tcp.status();
   return std::make_unique<Joined>(std::move(tcp).value());
 }

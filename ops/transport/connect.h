@@ -40,7 +40,10 @@ class Joined {
   std::unique_ptr<Bootstrap> bootstrap_;
 };
 
-Result<std::unique_ptr<Joined>> join_job();
+/// `members`: the ranks of the launch that form the job, numbered in this order; empty: all. kInvalidArgument when they
+/// are not different ranks of the launch with this one among them. Ranks that are no members need not call, except that
+/// MPI itself starts on all ranks only: there, the first time, all call, each with a list or none.
+Result<std::unique_ptr<Joined>> join_job(const std::vector<int>& members, TimePoint deadline);
 
 /// What all ranks must have alike, beside the library's version and the agreed options.
 struct Handshake {

@@ -90,7 +90,7 @@ typedef struct hvd_init_options {
   uint32_t struct_bytes;
   int32_t process_set_count;         /* static process sets; they get the ids 1, 2, ... in this order */
   const hvd_rank_list* process_sets; /* equal on all ranks */
-  hvd_rank_list comm;                /* count > 0: only these ranks of the launch form the job */
+  hvd_rank_list comm;                /* count > 0: these ranks of the launch form the job, numbered in this order */
   int32_t setting_count;
   const hvd_setting* settings; /* in place of the environment's variables of these names */
 } hvd_init_options;

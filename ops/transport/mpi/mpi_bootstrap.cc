@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <fstream>
@@ -24,8 +25,16 @@ constexpr std::uint64_t kLargestTotal = std::numeric_limits<int>::max();
 struct Note {
   std::uint64_t bytes = 0;
   std::uint64_t epoch = 0;
+  std::uint64_t members = 0;  // a sum of who is to meet: a rank of another list may call the same one
   MpiSeat seat;
 };
+
+// FNV-1a.
+std::uint64_t sum_of(const std::vector<int>& members) {
+  std::uint64_t sum = 0xcbf29ce484222325u;
+  for (const int rank : members) sum = (sum ^ static_cast<std::uint64_t>(rank)) * 0x100000001b3u;
+  return sum;
+}
 
 MpiSeat own_seat() {
   MpiSeat seat;
@@ -61,6 +70,13 @@ struct MpiBootstrap::Meeting {
   }
 };
 
+MpiBootstrap::MpiBootstrap(MpiProcess& process, std::vector<int> members)
+    : process_(process), members_(std::move(members)), rank_(process.rank), size_(process.size) {
+  if (members_.empty()) return;
+  rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), process.rank) - members_.begin());
+  size_ = static_cast<int>(members_.size());
+}
+
 Result<std::vector<std::vector<std::byte>>> MpiBootstrap::allgather(std::span<const std::byte> mine,
                                                                     TimePoint deadline) {
   HVD_RETURN_IF_ERROR(process_.unusable);
@@ -81,21 +97,30 @@ Result<std::vector<std::vector<std::byte>>> MpiBootstrap::allgather(std::span<co
   }
   std::vector<std::vector<std::byte>> result;
   auto at = meeting->all.begin();
-  process_.seats.clear();
-  for (const Note& note : meeting->notes) {
+  process_.seats.assign(static_cast<std::size_t>(process_.size), MpiSeat{});
+  for (std::size_t other = 0; other < meeting->notes.size(); ++other) {
+    const Note& note = meeting->notes[other];
     const auto end = at + static_cast<std::ptrdiff_t>(note.bytes);
     result.emplace_back(at, end);
     at = end;
     process_.epoch = std::max(process_.epoch, static_cast<std::uint32_t>(note.epoch));
-    process_.seats.push_back(note.seat);
+    process_.seats[static_cast<std::size_t>(place(other))] = note.seat;
   }
   ++process_.epoch;
   return result;
 }
 
+Status MpiBootstrap::take_part_in_communicator(TimePoint deadline) {
+  Meeting meeting;
+  meeting.deadline = deadline;
+  HVD_RETURN_IF_ERROR(make_endpoint(meeting));
+  if (process_.open_runtimes == 0) process_.endpoint->stop();
+  return {};
+}
+
 Status MpiBootstrap::meet(Meeting& meeting) {
   HVD_RETURN_IF_ERROR(make_endpoint(meeting));
-  meeting.note = {meeting.mine.size(), process_.epoch, own_seat()};
+  meeting.note = {meeting.mine.size(), process_.epoch, sum_of(members_), own_seat()};
   meeting.notes.resize(static_cast<std::size_t>(size()));
   HVD_RETURN_IF_ERROR(rank() == 0 ? collect(meeting) : contribute(meeting));
   const Status late = meeting.late("not all ranks have called (rank 0 names them, or has not come itself)");
@@ -128,7 +153,7 @@ Status MpiBootstrap::make_endpoint(const Meeting& meeting) {
   HVD_RETURN_IF_ERROR(ended(error != 0 ? error : outcome.error));
   int largest_tag = 0;
   HVD_RETURN_IF_ERROR(ended(api.adopt_communicator(&largest_tag)));
-  process_.endpoint = std::make_unique<MpiEndpoint>(api, rank(), size(), largest_tag);
+  process_.endpoint = std::make_unique<MpiEndpoint>(api, process_.rank, process_.size, largest_tag);
   process_.endpoint->resume();
   return {};
 }
@@ -145,8 +170,8 @@ Status MpiBootstrap::collect(Meeting& meeting) {
   std::vector<bool> has_note(ranks, false);
   Status failure;
   for (std::size_t peer = 1; peer < ranks && failure.ok(); ++peer) {
-    failure = ended(api.receive(&meeting.notes[peer], sizeof(Note), static_cast<int>(peer), kMpiBootstrapTag,
-                                &meeting.requests[peer - 1]));
+    failure = ended(
+        api.receive(&meeting.notes[peer], sizeof(Note), place(peer), kMpiBootstrapTag, &meeting.requests[peer - 1]));
   }
   std::size_t missing = ranks - 1;
   const auto take = [&](const MpiOutcome& outcome) -> Status {
@@ -157,14 +182,18 @@ Status MpiBootstrap::collect(Meeting& meeting) {
       return {};
     }
     has_note[peer] = true;
+    if (meeting.notes[peer].members != meeting.note.members) {
+      return Status::invalid_argument(
+          fmt::format("mpi: rank {} of the launch has called init with another list of ranks", place(peer)));
+    }
     const std::uint64_t bytes = meeting.notes[peer].bytes;
     if (outcome.bytes != sizeof(Note) || bytes > kLargestContribution) {
       return Status::internal(fmt::format("mpi: rank {} hands {} bytes to an allgather; the limit is {}", peer, bytes,
                                           kLargestContribution));
     }
     meeting.blobs[peer].resize(static_cast<std::size_t>(bytes));
-    return ended(api.receive(meeting.blobs[peer].data(), meeting.blobs[peer].size(), static_cast<int>(peer),
-                             kMpiBootstrapTag, &meeting.requests[peer - 1]));
+    return ended(api.receive(meeting.blobs[peer].data(), meeting.blobs[peer].size(), place(peer), kMpiBootstrapTag,
+                             &meeting.requests[peer - 1]));
   };
   const auto collected = [&] {
     int finished = 0;
@@ -175,11 +204,11 @@ Status MpiBootstrap::collect(Meeting& meeting) {
     return missing == 0 || !failure.ok();
   };
   if (!wait_for_mpi(meeting.deadline, collected)) {
-    std::vector<std::size_t> absent;
+    std::vector<int> absent;
     for (std::size_t peer = 1; peer < ranks; ++peer) {
-      if (!has_note[peer]) absent.push_back(peer);
+      if (!has_note[peer]) absent.push_back(place(peer));
     }
-    return meeting.late(fmt::format("rank(s) {} of {} have not called", fmt::join(absent, ", "), ranks));
+    return meeting.late(fmt::format("rank(s) {} of {} have not called", fmt::join(absent, ", "), process_.size));
   }
   return failure;
 }
@@ -189,9 +218,10 @@ Status MpiBootstrap::contribute(Meeting& meeting) {
   const MpiApi& api = *process_.api;
   meeting.requests.resize(2);
   meeting.outcomes.resize(2);
-  HVD_RETURN_IF_ERROR(ended(api.send(&meeting.note, sizeof(Note), 0, kMpiBootstrapTag, meeting.requests.data())));
+  const int root = place(0);
+  HVD_RETURN_IF_ERROR(ended(api.send(&meeting.note, sizeof(Note), root, kMpiBootstrapTag, meeting.requests.data())));
   HVD_RETURN_IF_ERROR(
-      ended(api.send(meeting.mine.data(), meeting.mine.size(), 0, kMpiBootstrapTag, &meeting.requests[1])));
+      ended(api.send(meeting.mine.data(), meeting.mine.size(), root, kMpiBootstrapTag, &meeting.requests[1])));
   int sent = 0;
   int error = 0;
   const auto all_sent = [&] {
@@ -206,6 +236,7 @@ Status MpiBootstrap::contribute(Meeting& meeting) {
 }
 
 Status MpiBootstrap::broadcast(Meeting& meeting, std::span<std::byte> bytes, const Status& late) {
+  if (!members_.empty()) return distribute(meeting, bytes, late);
   const MpiApi& api = *process_.api;
   MpiRequest request{};
   HVD_RETURN_IF_ERROR(ended(api.broadcast(bytes.data(), bytes.size(), 0, &request)));
@@ -218,6 +249,31 @@ Status MpiBootstrap::broadcast(Meeting& meeting, std::span<std::byte> bytes, con
   };
   if (!wait_for_mpi(meeting.deadline, done)) return late;
   return ended(error != 0 ? error : outcome.error);
+}
+
+// A broadcast without the ranks that are no members, which take no part in anything that the communicator does as one.
+Status MpiBootstrap::distribute(Meeting& meeting, std::span<std::byte> bytes, const Status& late) {
+  const MpiApi& api = *process_.api;
+  const int count = rank() == 0 ? size() - 1 : 1;
+  meeting.requests.assign(static_cast<std::size_t>(count), MpiRequest{});
+  meeting.outcomes.resize(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < meeting.requests.size(); ++i) {
+    const int error = rank() == 0
+                          ? api.send(bytes.data(), bytes.size(), place(i + 1), kMpiBootstrapTag, &meeting.requests[i])
+                          : api.receive(bytes.data(), bytes.size(), place(0), kMpiBootstrapTag, &meeting.requests[i]);
+    HVD_RETURN_IF_ERROR(ended(error));
+  }
+  int left = count;
+  int error = 0;
+  const auto moved = [&] {
+    int finished = 0;
+    error = api.test(meeting.requests.data(), count, meeting.outcomes.data(), &finished);
+    for (int i = 0; i < finished && error == 0; ++i) error = meeting.outcomes[static_cast<std::size_t>(i)].error;
+    left -= finished;
+    return error != 0 || left == 0;
+  };
+  if (!wait_for_mpi(meeting.deadline, moved)) return late;
+  return ended(error);
 }
 
 Status MpiBootstrap::ended(int error) const {

@@ -9,10 +9,12 @@
 #include <charconv>
 #include <cstdlib>
 #include <optional>
+#include <utility>
 
 #include "common/check.h"
 #include "common/env_options.h"
 #include "common/log.h"
+#include "ops/transport/members.h"
 #include "ops/transport/mpi/mpi_bootstrap.h"
 #include "ops/transport/mpi/mpi_exit.h"
 #include "ops/transport/mpi/mpi_loader.h"
@@ -120,7 +122,7 @@ Status ensure_process() {
 
 }  // namespace
 
-Result<std::unique_ptr<MpiRuntime>> MpiRuntime::open() {
+Result<std::unique_ptr<MpiRuntime>> MpiRuntime::open(const std::vector<int>& members, TimePoint deadline) {
   HVD_RETURN_IF_ERROR(ensure_process());
   if (the_process->pid != ::getpid()) {
     return Status::precondition("this process is a fork of one that uses MPI; start it anew instead (spawn)");
@@ -129,7 +131,13 @@ Result<std::unique_ptr<MpiRuntime>> MpiRuntime::open() {
   if (the_process->api->finalized(&finalized) != 0 || finalized != 0) {
     return Status::precondition("the program has finalised MPI; call init() before MPI_Finalize");
   }
-  return std::unique_ptr<MpiRuntime>(new MpiRuntime(*the_process));
+  Result<std::vector<int>> part = checked_members(members, the_process->rank, the_process->size);
+  if (!part) {
+    const Status done = MpiBootstrap(*the_process, {}).take_part_in_communicator(deadline);
+    if (!done.ok()) log::warning("{}", done.text());
+    return part.status();
+  }
+  return std::unique_ptr<MpiRuntime>(new MpiRuntime(*the_process, std::move(part).value()));
 }
 
 bool MpiRuntime::already_initialised() { return mpi_in_use(); }
@@ -143,7 +151,10 @@ std::optional<int> MpiRuntime::launched_size() {
 
 void MpiRuntime::skip_finalize() { skip_finalize_flag = true; }
 
-MpiRuntime::MpiRuntime(MpiProcess& process) : process_(process), bootstrap_(std::make_unique<MpiBootstrap>(process)) {
+MpiRuntime::MpiRuntime(MpiProcess& process, std::vector<int> members)
+    : process_(process),
+      has_all_ranks_(members.empty()),
+      bootstrap_(std::make_unique<MpiBootstrap>(process, std::move(members))) {
   ++process_.open_runtimes;
   if (process_.endpoint) process_.endpoint->resume();
 }
@@ -156,7 +167,7 @@ Bootstrap& MpiRuntime::bootstrap() { return *bootstrap_; }
 
 std::unique_ptr<Transport> MpiRuntime::make_transport(int rank, int size, std::uint32_t generation, MpiLimits limits) {
   HVD_CHECK(process_.endpoint != nullptr);  // an allgather comes first
-  HVD_CHECK(rank == process_.rank && size == process_.size);
+  HVD_CHECK(has_all_ranks_ && rank == process_.rank && size == process_.size);
   return std::make_unique<MpiTransport>(*process_.endpoint, mpi_life(process_.epoch, generation), limits);
 }
 

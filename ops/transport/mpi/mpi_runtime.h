@@ -28,7 +28,9 @@ class MpiRuntime {
   /// program to finalise). Where we initialise it, blocks until all ranks of the job do the same.
   /// kUnavailable: no MPI, with where it was looked for and how to get it; kPrecondition: the program's MPI cannot be
   /// used (finalised, too low a thread level, started by another MPI's launcher).
-  static Result<std::unique_ptr<MpiRuntime>> open();
+  /// `members`: ranks of MPI_COMM_WORLD that `bootstrap` is for; empty: all. See checked_members.
+  /// Members that cannot be used are told once all ranks have called, or at `deadline`: the others need this one first.
+  static Result<std::unique_ptr<MpiRuntime>> open(const std::vector<int>& members, TimePoint deadline);
 
   /// True when this process has an MPI library loaded and MPI is initialised and not finalised. Loads nothing.
   static bool already_initialised();
@@ -46,24 +48,27 @@ class MpiRuntime {
   /// it, no MpiRuntime is open, nothing has failed and all ranks come to their exit.
   ~MpiRuntime();
 
-  /// Lives as long as the runtime. Its rank and size are those of MPI_COMM_WORLD. After an allgather that has failed
-  /// every later one fails too: MPI cannot take back half a collective call.
+  /// Lives as long as the runtime. Its rank and size are those of MPI_COMM_WORLD, or among `members`. After an
+  /// allgather that has failed every later one fails too: MPI cannot take back half a collective call.
   Bootstrap& bootstrap();
 
   /// Carries transfers only: `post` is a bug of the caller. Every rank of the job makes its own, with the rank and size
   /// of `bootstrap()` and the same `generation`, after the same allgather. Must be destroyed before the runtime; never
-  /// blocks on a lost peer.
+  /// blocks on a lost peer. Only where the job has all ranks.
   std::unique_ptr<Transport> make_transport(int rank, int size, std::uint32_t generation, MpiLimits limits = {});
 
+  /// Whether the job has all ranks of MPI_COMM_WORLD, under the same numbers.
+  bool has_all_ranks() const { return has_all_ranks_; }
   /// False: MPI_THREAD_SERIALIZED, where the program must not call MPI while horovod_cpp runs.
   bool threads_multiple() const;
   /// What the MPI library says of itself, such as "Open MPI v4.1.4, ...".
   std::string library_version() const;
 
  private:
-  explicit MpiRuntime(MpiProcess& process);
+  MpiRuntime(MpiProcess& process, std::vector<int> members);
 
   MpiProcess& process_;
+  bool has_all_ranks_;
   std::unique_ptr<Bootstrap> bootstrap_;
 };
 

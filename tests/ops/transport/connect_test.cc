@@ -11,6 +11,8 @@
 #include <mutex>
 #include <thread>
 
+#include "ops/transport/members.h"
+
 namespace hvd::testing {
 namespace {
 
@@ -99,6 +101,32 @@ TEST_F(DetectLaunch, JunkIsNamedWithItsRange) {
   clear();
   set({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}});
   EXPECT_EQ(refusal(), "MASTER_PORT is not set, although the launcher's others are");
+}
+
+// ---- a part of the ranks
+// ---------------------------------------------------------------------------------------------------
+
+TEST(Members, AreTakenInTheirOrderAndAllInOrderAreNoPart) {
+  const auto checked = [](std::vector<int> members, int rank, int size) {
+    Result<std::vector<int>> result = checked_members(members, rank, size);
+    EXPECT_TRUE(result.ok()) << result.status().text();
+    return result.ok() ? *result : std::vector<int>{-1};
+  };
+  EXPECT_EQ(checked({2, 0}, 0, 3), (std::vector<int>{2, 0}));
+  EXPECT_EQ(checked({1, 0}, 0, 2), (std::vector<int>{1, 0}));
+  EXPECT_EQ(checked({0, 1}, 1, 2), std::vector<int>());
+  EXPECT_EQ(checked({}, 1, 2), std::vector<int>());
+}
+
+TEST(Members, WhatCannotBeUsedIsNamed) {
+  const auto refusal = [](std::vector<int> members, int rank, int size) {
+    Result<std::vector<int>> result = checked_members(members, rank, size);
+    return result.ok() ? std::string() : result.status().text();
+  };
+  EXPECT_NE(refusal({0, 3}, 0, 3).find("init(comm=[0, 3]): 3 is not a rank from 0 to 2"), std::string::npos);
+  EXPECT_NE(refusal({-1, 0}, 0, 3).find("-1 is not a rank from 0 to 2"), std::string::npos);
+  EXPECT_NE(refusal({1, 0, 1}, 0, 3).find("rank 1 is in it twice"), std::string::npos);
+  EXPECT_NE(refusal({1, 2}, 0, 3).find("rank 0, which called it, is not in it"), std::string::npos);
 }
 
 // ---- joining and connecting

@@ -30,7 +30,7 @@ ASYNC: dict[str, Callable[..., int]] = {
 REDUCING = [name for name in ASYNC if "reduce" in name]
 
 
-def rows(*columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def equal_rows(*columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Ones: two rows for each rank."""
     return torch.ones(2 * hvd.size(), *columns, dtype=dtype)
 

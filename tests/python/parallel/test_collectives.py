@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from operations import ASYNC, equal_rows
 from reference import (
     DTYPES,
     OPS,
@@ -89,6 +90,19 @@ def test_factors_of_integers_are_truncated() -> None:
     values = torch.tensor([-3, -2, -1, 0, 1, 2, 3, 100], dtype=torch.int32)
     result = hvd.allreduce(values, op=hvd.Sum, prescale_factor=0.5)
     assert torch.equal(result, (values.double() * 0.5).trunc().int() * hvd.size())
+    result = hvd.allreduce(values, op=hvd.Sum, postscale_factor=0.3)
+    assert torch.equal(result, (values.double() * hvd.size() * 0.3).trunc().int())
+    wide = torch.tensor([2**40 + 1, -(2**40) - 1])
+    result = hvd.allreduce(wide, op=hvd.Max, prescale_factor=0.25, postscale_factor=2.0)
+    assert result.tolist() == [2**39, -(2**39)]
+
+
+def test_half_precision_is_scaled_in_single() -> None:
+    # 3e-8 is nothing in float16, and 3e4 times four is infinite.
+    tiny = hvd.allreduce(torch.full((3,), 2.0**14, dtype=torch.float16), op=hvd.Max, prescale_factor=3e-8)
+    assert torch.equal(tiny, torch.full((3,), 2.0**14 * 3e-8).half())
+    large = hvd.allreduce(torch.full((3,), 3e4, dtype=torch.float16), op=hvd.Max, prescale_factor=0.25)
+    assert torch.equal(large, torch.full((3,), 7500.0).half())
 
 
 def test_compression_fp16_keeps_the_dtype() -> None:
@@ -161,18 +175,18 @@ def test_mixed_dtypes_and_operations_in_flight() -> None:
 def test_poll_is_false_before_all_ranks_have_called() -> None:
     if hvd.size() == 1:
         pytest.skip("one rank never waits for another")
-    hvd.barrier()
-    if hvd.rank() == 0:
-        handle = hvd.allreduce_async(torch.ones(3), name="poll")
-        assert not hvd.poll(handle)
+    for first in range(hvd.size()):
+        handle = None
+        if hvd.rank() == first:
+            handle = hvd.allreduce_async(torch.ones(3), name="poll")
+            assert not hvd.poll(handle)
         hvd.barrier()  # the others call after it
-    else:
-        hvd.barrier()
-        handle = hvd.allreduce_async(torch.ones(3), name="poll")
-    deadline = time.monotonic() + 30
-    while not hvd.poll(handle):  # nothing is waited for here: the library has to get on by itself
-        assert time.monotonic() < deadline
-    assert hvd.synchronize(handle).tolist() == [1.0] * 3
+        if handle is None:
+            handle = hvd.allreduce_async(torch.ones(3), name="poll")
+        deadline = time.monotonic() + 30
+        while not hvd.poll(handle):  # nothing is waited for here: the library has to get on by itself
+            assert time.monotonic() < deadline
+        assert hvd.synchronize(handle).tolist() == [1.0] * 3
 
 
 def test_handles_that_are_not_known() -> None:
@@ -243,12 +257,26 @@ def test_broadcast_from_every_root(dtype: torch.dtype) -> None:
 
 
 def test_barrier_waits_for_the_last_rank_and_for_nothing_else() -> None:
-    handle = hvd.allreduce_async(torch.ones(4), name="behind the barrier") if hvd.rank() == 0 else None
+    def start() -> list[int]:
+        return [ASYNC[operation](equal_rows(), name=f"behind {operation}") for operation in ASYNC]
+
+    handles = start() if hvd.rank() == 0 else []
     hvd.barrier()
     hvd.barrier()
-    if handle is None:
-        handle = hvd.allreduce_async(torch.ones(4), name="behind the barrier")
-    assert hvd.synchronize(handle).tolist() == [1.0] * 4
+    assert not any(hvd.poll(handle) for handle in handles) or hvd.size() == 1
+    hvd.barrier()  # the others hand over only once rank 0 has looked
+    for handle in handles or start():
+        hvd.synchronize(handle)
+
+
+@pytest.mark.parametrize("unfinished", ["allreduce", "allgather", "broadcast", "alltoall", "reducescatter"])
+def test_barriers_pass_between_operations_that_nobody_waits_for(unfinished: str) -> None:
+    for turn in range(20):
+        handle = ASYNC[unfinished](equal_rows(), name=f"unfinished.{turn}")
+        hvd.barrier()
+        if turn % 2 == 0:
+            hvd.synchronize(handle)
+    hvd.barrier()
 
 
 @pytest.mark.parametrize("op", ["sum", "average"])

@@ -77,6 +77,7 @@ def test_ranks_that_disagree_raise_horovods_exception(hvd: ModuleType) -> None:
     assert hvd.allreduce(torch.ones(2), name="compat.shapes").tolist() == [1.0, 1.0]
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_process_sets(hvd: ModuleType, mpi_ops: ModuleType) -> None:
     process_sets = importlib.import_module("horovod.common.process_sets")
     everyone = list(range(hvd.size()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from operations import ASYNC, REDUCING, rows, run
+from operations import ASYNC, REDUCING, equal_rows, run
 
 import horovod_cpp.torch as hvd
 
@@ -79,25 +79,25 @@ DIFFERENCES: dict[str, tuple[list[str], str, Callable[[], Arguments]]] = {
     "dtype": (
         list(ASYNC),
         "mismatched data type.*float32.*int32",
-        lambda: (rows(3, dtype=torch.int32 if odd() else torch.float32), {}),
+        lambda: (equal_rows(3, dtype=torch.int32 if odd() else torch.float32), {}),
     ),
-    "columns": (list(ASYNC), r"mismatched shape.*\b3\b.*\b4\b", lambda: (rows(3 + odd()), {})),
-    "dimensions": (list(ASYNC), "mismatched shape", lambda: (rows(*([3] if odd() else [])), {})),
+    "columns": (list(ASYNC), r"mismatched shape.*\b3\b.*\b4\b", lambda: (equal_rows(3 + odd()), {})),
+    "dimensions": (list(ASYNC), "mismatched shape", lambda: (equal_rows(*([3] if odd() else [])), {})),
     "rows": (
         [name for name in ASYNC if "allgather" not in name and name != "alltoall"],
         "mismatched shape",
         lambda: (torch.ones(2 * hvd.size() * (1 + odd())), {}),
     ),
-    "reduction": (REDUCING, "mismatched reduction", lambda: (rows(), {"op": hvd.Average if odd() else hvd.Sum})),
+    "reduction": (REDUCING, "mismatched reduction", lambda: (equal_rows(), {"op": hvd.Average if odd() else hvd.Sum})),
     "prescale factor": (
         REDUCING,
         r"mismatched prescale factor.*\b1\b.*0\.5",
-        lambda: (rows(), {"prescale_factor": 0.5 if odd() else 1.0}),
+        lambda: (equal_rows(), {"prescale_factor": 0.5 if odd() else 1.0}),
     ),
     "postscale factor": (
         REDUCING,
         r"mismatched postscale factor.*\b1\b.*0\.5",
-        lambda: (rows(), {"postscale_factor": 0.5 if odd() else 1.0}),
+        lambda: (equal_rows(), {"postscale_factor": 0.5 if odd() else 1.0}),
     ),
 }
 
@@ -112,7 +112,7 @@ def test_a_difference_between_ranks_is_an_error_on_each_of_them(what: str, opera
     with pytest.raises(hvd.HorovodInternalError, match=pattern) as caught:
         run(operation, tensor, name="difference", **options)
     assert "'difference'" in str(caught.value) and "rank" in str(caught.value)
-    run(operation, rows(), name="difference")  # the name is free
+    run(operation, equal_rows(), name="difference")  # the name is free
 
 
 @several_ranks
@@ -147,7 +147,7 @@ def test_a_dtype_that_is_not_supported(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("operation", ASYNC)
 def test_no_operation_takes_a_dtype_that_is_not_supported(operation: str) -> None:
     with pytest.raises(ValueError, match=r"Tensor type .* is not supported\..*'strange'"):
-        run(operation, rows().to(torch.float8_e5m2), name="strange")
+        run(operation, equal_rows().to(torch.float8_e5m2), name="strange")
 
 
 def test_op_and_average_exclude_each_other_in_every_form() -> None:
@@ -155,7 +155,7 @@ def test_op_and_average_exclude_each_other_in_every_form() -> None:
     groups: list[Callable[..., Any]] = [
         hvd.grouped_allreduce, hvd.grouped_allreduce_, hvd.grouped_allreduce_async, hvd.grouped_allreduce_async_,
     ]  # fmt: skip
-    for form, given in [(form, rows()) for form in forms] + [(form, [rows()]) for form in groups]:
+    for form, given in [(form, equal_rows()) for form in forms] + [(form, [equal_rows()]) for form in groups]:
         with pytest.raises(
             ValueError, match=r"The op parameter supersedes average\. Please provide only one of them\."
         ):
@@ -171,7 +171,7 @@ def test_op_and_average_exclude_each_other_in_every_form() -> None:
 @pytest.mark.parametrize("operation", ASYNC)
 def test_no_operation_takes_a_name_that_is_in_flight(operation: str) -> None:
     def start() -> int:
-        return ASYNC[operation](rows(), name="twice")
+        return ASYNC[operation](equal_rows(), name="twice")
 
     first_rank = hvd.rank() == 0
     handle = start() if first_rank else None
@@ -180,7 +180,7 @@ def test_no_operation_takes_a_name_that_is_in_flight(operation: str) -> None:
             start()
     hvd.barrier()
     hvd.synchronize(start() if handle is None else handle)
-    run(operation, rows(), name="twice")
+    run(operation, equal_rows(), name="twice")
 
 
 @several_ranks
@@ -252,7 +252,7 @@ def test_a_process_set_that_is_not_registered() -> None:
 @pytest.mark.parametrize("operation", ASYNC)
 def test_no_operation_runs_in_a_set_that_is_not_registered(operation: str) -> None:
     with pytest.raises(ValueError, match="does not exist, or has not been registered"):
-        run(operation, rows(), process_set=hvd.ProcessSet([0]))
+        run(operation, equal_rows(), process_set=hvd.ProcessSet([0]))
 
 
 @several_ranks
@@ -261,10 +261,10 @@ def test_no_operation_runs_in_a_set_without_the_rank() -> None:
     first = hvd.add_process_set([0])
     for operation in ASYNC:
         if hvd.rank() == 0:
-            run(operation, rows(), process_set=first)
+            run(operation, equal_rows(), process_set=first)
         else:
             with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
-                run(operation, rows(), process_set=first)
+                run(operation, equal_rows(), process_set=first)
     if hvd.rank() > 0:
         with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
             hvd.barrier(first)
@@ -291,7 +291,9 @@ def test_before_init_every_operation_says_so() -> None:
 @several_ranks
 def test_once_a_rank_has_shut_down_every_operation_of_the_others_says_so() -> None:
     last = hvd.size() - 1
-    waiting = {operation: ASYNC[operation](rows(), name=f"waits.{operation}") for operation in ASYNC if hvd.rank() == 0}
+    waiting = {
+        operation: ASYNC[operation](equal_rows(), name=f"waits.{operation}") for operation in ASYNC if hvd.rank() == 0
+    }
     hvd.barrier()
     if hvd.rank() == last:
         hvd.shutdown()
@@ -301,7 +303,7 @@ def test_once_a_rank_has_shut_down_every_operation_of_the_others_says_so() -> No
                 hvd.synchronize(handle)
         for operation in ASYNC:
             with pytest.raises(hvd.HorovodInternalError, match=rf"^Horovod has been shut down\. Rank {last} "):
-                run(operation, rows())
+                run(operation, equal_rows())
         for call in (hvd.barrier, hvd.join):
             with pytest.raises(hvd.HorovodInternalError, match=rf"^Horovod has been shut down\. Rank {last} "):
                 call()

@@ -156,6 +156,22 @@ def test_reducescatter_factors_compression_and_async() -> None:
     assert torch.equal(hvd.synchronize(handle), total[rows])
 
 
+@pytest.mark.parametrize("form", ["alone", "grouped"])
+def test_reducescatter_scales_what_is_too_large_to_be_fused(form: str) -> None:
+    hvd.barrier()
+    hvd.shutdown()
+    hvd.init(process_sets="dynamic", options={"fusion_threshold": 1 << 16})
+    tensor = torch.arange(50_000.0) % 1000 + hvd.rank()
+    options = {"op": hvd.Sum, "prescale_factor": 0.5, "postscale_factor": 4.0}
+    part = (
+        hvd.grouped_reducescatter([tensor], **options)[0] if form == "grouped" else hvd.reducescatter(tensor, **options)
+    )
+    total = sum(torch.arange(50_000.0) % 1000 + rank for rank in range(hvd.size()))
+    assert torch.equal(part, 2.0 * total[rows_of(hvd.rank(), hvd.size(), 50_000)])
+    hvd.barrier()
+    hvd.shutdown()
+
+
 @pytest.mark.parametrize("op", [hvd.Sum, hvd.Average], ids=["sum", "average"])
 def test_reducescatter_gradient(op: int) -> None:
     tensor = torch.ones(2 * hvd.size() + 1, 3, dtype=torch.float64, requires_grad=True)

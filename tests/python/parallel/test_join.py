@@ -97,6 +97,28 @@ def test_other_operations_name_the_ranks_that_have_joined() -> None:
     assert hvd.allgather(torch.ones(2), name="odd").numel() == 2 * hvd.size()
 
 
+def test_unnamed_operations_of_several_ranks_meet_while_others_have_joined() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs two ranks that have not joined")
+    if hvd.rank() < 2:
+        for _ in range(2):
+            assert hvd.allreduce(torch.ones(2), op=hvd.Sum).tolist() == [2.0, 2.0]
+            with pytest.raises(hvd.HorovodInternalError, match="joined"):
+                hvd.allgather(torch.ones(1))
+    hvd.join()
+    assert hvd.allgather(torch.ones(1)).numel() == hvd.size()
+
+
+def test_a_sparse_gradient_that_meets_a_joined_rank_says_what_to_do() -> None:
+    if hvd.size() == 1:
+        pytest.skip("nobody else")
+    if hvd.rank() == 0:
+        finish = hvd.sparse_allreduce_async(torch.ones(3).to_sparse(), "sparse", hvd.Sum)
+        with pytest.raises(hvd.HorovodInternalError, match=r"joined.*sparse_as_dense=True"):
+            finish()
+    hvd.join()
+
+
 def test_a_rank_that_has_joined_hands_nothing_over() -> None:
     if hvd.size() == 1:
         pytest.skip("one rank has joined at once")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
 from horovod_cpp.common.process_sets import get_process_set_ids_and_ranks
@@ -87,7 +88,10 @@ def test_static_process_sets() -> None:
         0: list(range(hvd.size())), 1: [0], 2: list(others),
     }  # fmt: skip
     own = first if hvd.rank() == 0 else rest
-    assert hvd.allreduce(torch.ones(1), op=hvd.Sum, process_set=own).item() == own.size()
+    # With two ranks it is the set of all that is stuck, with more the second one.
+    with operations_stuck_in(hvd.global_process_set if hvd.size() == 2 else rest):
+        assert hvd.allreduce(torch.ones(1), op=hvd.Sum, process_set=own).item() == own.size()
+        assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
     hvd.barrier()
     hvd.shutdown()
     assert first.process_set_id is None, "ids end with the job"
@@ -102,6 +106,17 @@ def test_process_sets_cannot_be_added_without_the_variable(monkeypatch: pytest.M
         hvd.add_process_set([0])
     hvd.barrier()
     hvd.shutdown()
+
+
+def test_a_variable_that_is_set_after_the_import_lets_process_sets_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    hvd.barrier()
+    hvd.shutdown()
+    monkeypatch.setenv("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
+    hvd.init()
+    first = hvd.add_process_set([0])
+    assert hvd.remove_process_set(first) is True
 
 
 def test_the_environment_is_read_at_init(monkeypatch: pytest.MonkeyPatch) -> None:

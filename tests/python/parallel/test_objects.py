@@ -54,6 +54,7 @@ def test_objects_of_all_ranks_in_their_order() -> None:
     assert [len(one["values"]) for one in gathered] == [rank * 1000 for rank in range(hvd.size())]
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_a_process_set_keeps_to_itself() -> None:
     ranks = list(range(max(1, hvd.size() - 1)))
     process_set = hvd.global_process_set if hvd.size() == 1 else hvd.add_process_set(ranks)
@@ -118,6 +119,10 @@ OPTIMIZERS: dict[str, Make] = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.5, centered=True),
     "rprop": lambda p: torch.optim.Rprop(p),
 }
+if hasattr(torch.optim, "Adafactor"):
+    OPTIMIZERS["adafactor"] = lambda p: torch.optim.Adafactor(p)
+if hasattr(torch.optim, "Muon"):
+    OPTIMIZERS["muon"] = lambda p: torch.optim.Muon([one for one in p if one.dim() == 2])
 
 
 def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
@@ -162,6 +167,7 @@ def test_state_of_a_distributed_optimizer() -> None:
         assert alike(other, [model.state_dict(), optimizer.state_dict()])
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_models_of_a_process_set() -> None:
     if hvd.size() < 3:
         pytest.skip("needs a rank outside of a set of two")
@@ -195,6 +201,29 @@ def test_a_root_without_a_state_is_an_error_everywhere() -> None:
         with pytest.raises(hvd.HorovodInternalError, match="rank 0 could not take its state apart"):
             hvd.broadcast_optimizer_state(optimizer, 0)
     assert hvd.broadcast_object("goes on") == "goes on"
+
+
+def test_every_optimizer_of_torch_is_in_the_table() -> None:
+    known = {type(make(list(torch.nn.Linear(2, 2).parameters()))) for make in OPTIMIZERS.values()}
+    of_torch = {
+        kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    assert of_torch - known == {torch.optim.LBFGS, torch.optim.SparseAdam}, "these have tests of their own"
+
+
+def test_state_of_an_optimizer_of_sparse_gradients() -> None:
+    torch.manual_seed(hvd.rank())
+    model = torch.nn.Embedding(6, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    if hvd.rank() == 0:
+        model(torch.tensor([1, 4])).sum().backward()
+        optimizer.step()
+    hvd.broadcast_optimizer_state(optimizer, 0)
+    for other in hvd.allgather_object(optimizer.state_dict()):
+        assert alike(other, optimizer.state_dict())
+    assert optimizer.state_dict()["state"]
 
 
 def test_lbfgs_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -317,6 +319,86 @@ def test_load_state_dict_forgets_what_was_in_flight() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()))
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "groups": {"groups": 2},
+    "fp16": {"compression": hvd.Compression.fp16},
+    "two passes": {"backward_passes_per_step": 2},
+}
+
+
+def end_the_job_with_reductions_in_flight(work: Callable[[], object]) -> None:
+    """Rank 0 starts reductions in `work` that no other rank starts; then the last rank ends the job."""
+    if hvd.rank() == 0:
+        work()
+    hvd.barrier()
+    if hvd.rank() < hvd.size() - 1:
+        with pytest.raises(hvd.HorovodInternalError, match="shut down"):
+            hvd.allreduce(torch.ones(1), name="the job is up")
+    hvd.shutdown()
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "step that fails", "synchronize that fails"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_new_job_reduces_nothing_of_the_one_that_ended(options: str, how: str) -> None:
+    several_ranks()
+    model = torch.nn.Sequential(linear_model(), torch.nn.Linear(2, 2, dtype=torch.float64))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters(), **OPTIONS[options]
+    )
+    passes, is_first = optimizer.backward_passes_per_step, hvd.rank() == 0
+    state = optimizer.state_dict()
+
+    def backward() -> None:
+        for _ in range(passes):
+            model(own_input()).sum().backward()
+
+    end_the_job_with_reductions_in_flight(backward)
+    if how != "load_state_dict" and is_first:
+        with pytest.raises(hvd.HorovodInternalError, match=r"shut down|not been initialized"):
+            optimizer.step() if how == "step that fails" else optimizer.synchronize()
+    hvd.init(process_sets="dynamic")
+    if how == "load_state_dict":
+        optimizer.load_state_dict(state)
+    optimizer.zero_grad()
+    model.load_state_dict(start)
+    for turn in range(2):
+        backward()
+        optimizer.step()
+        # The gradient of the first layer is, for each of its two outputs, the input times the column sum of the second.
+        if turn == 0:
+            wanted = passes * 2 * mean_of_ranks()
+            assert torch.allclose(model[0].weight, torch.full_like(model[0].weight, 1 - wanted))
+        optimizer.zero_grad()
+    for parameter in model.parameters():
+        assert_same_on_all_ranks(parameter)
+
+
+def test_a_gradient_in_flight_outlives_its_optimizer_until_the_job_has_ended() -> None:
+    several_ranks()
+    gradients: list[weakref.ref[torch.Tensor]] = []
+
+    def work() -> None:
+        model = linear_model()
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters())
+        model(own_input()).sum().backward()
+        assert optimizer._reduction.gradients[model.weight].pending is not None
+        gradients.append(weakref.ref(model.weight.grad))
+        del model, optimizer
+        gc.collect()
+        # Nobody but the engine has it now, and may still send it.
+        assert gradients[0]() is not None
+
+    end_the_job_with_reductions_in_flight(work)
+    gc.collect()
+    assert all(gradient() is None for gradient in gradients)
+    hvd.init(process_sets="dynamic")
+
+
 def test_a_group_added_later_is_reduced() -> None:
     model, late = linear_model(), linear_model()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
@@ -371,6 +453,7 @@ def test_gradients_of_channels_last_parameters() -> None:
     assert_reduced(model.weight.grad.contiguous() / 50, reduced(gradients, hvd.Average) / 50, torch.float64)
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_only_the_process_set_reduces() -> None:
     several_ranks()
     process_set = hvd.add_process_set([0])

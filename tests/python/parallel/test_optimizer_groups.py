@@ -157,6 +157,7 @@ def test_a_parameter_in_two_groups_is_refused() -> None:
         hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), groups=[[model.weight], [model.weight]])
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_two_optimizers_in_different_sets() -> None:
     if hvd.size() < 2:
         pytest.skip("one rank has no parts")

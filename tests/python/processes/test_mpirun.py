@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[3]
+from launchers import ROOT, mpirun
 
 pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
-
-
-def mpirun(folder: Path, ranks: int, program: str, *options: str, package: Path = ROOT, **environment: str) -> str:
-    path = folder / "program.py"
-    path.write_text(textwrap.dedent(program))
-    variables = {"PYTHONPATH": str(package), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(
-        ["mpirun", "--timeout", "60", "--oversubscribe", *options, "-np", str(ranks), sys.executable, str(path)],
-        env=os.environ | variables | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-    )
-    return f"{run.stdout}\nexit code {run.returncode}"
 
 
 def test_an_mpi_of_the_program_is_respected(tmp_path: Path) -> None:

@@ -127,15 +127,18 @@ def test_a_lost_rank_is_an_error_that_names_it() -> None:
     assert "rank 1" in result.stdout
 
 
-def test_a_comm_of_some_ranks_is_refused_with_a_reason() -> None:
+def test_a_comm_of_ranks_that_are_not_there_is_refused_with_a_reason() -> None:
     assert_well(run("""
-        try:
-            hvd.init(comm=[0])
-        except ValueError as error:
-            assert "comm" in str(error)
-        else:
-            sys.exit("taken")
-        hvd.init()
+        for comm in ([1], [0, 1], [0, 0], [-1], [0.5], [True], "0", 3, [2**40]):
+            try:
+                hvd.init(comm=comm)
+            except ValueError as error:
+                assert f"init(comm={comm!r})" in str(error), error
+            else:
+                sys.exit(f"{comm} was taken")
+        assert not hvd.is_initialized()
+        hvd.init(comm=[0])
+        assert (hvd.rank(), hvd.size()) == (0, 1)
     """))  # fmt: skip
 
 
