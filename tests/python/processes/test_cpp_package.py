@@ -114,6 +114,17 @@ def test_a_training_program(training_project: Path) -> None:
     assert len(accuracy) == 1 and float(accuracy[0]) > 60, output
 
 
+def test_a_libtorch_that_was_found_before_is_taken(prefix: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    lists = project / "CMakeLists.txt"
+    lists.write_text(
+        lists.read_text().replace("find_package(HorovodCpp", "find_package(Torch)\nfind_package(HorovodCpp")
+    )
+    configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch.utils.cmake_prefix_path}")
+    assert "libtorch_cpu.so" in (project / "build" / "CMakeFiles" / "distributed.dir" / "link.txt").read_text()
+
+
 @pytest.fixture
 def torch_of_2_0(tmp_path: Path) -> Path:
     folder = tmp_path / "libtorch"
