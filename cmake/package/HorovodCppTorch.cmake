@@ -68,12 +68,7 @@ macro(hvd_import_torch)
 endmacro()
 
 macro(hvd_add_torch)
-  if(TARGET torch)
-    get_target_property(hvd_torch_library torch IMPORTED_LOCATION)
-    get_filename_component(hvd_torch_root "${hvd_torch_library}/../.." ABSOLUTE)
-  else()
-    hvd_find_torch_root()
-  endif()
+  hvd_find_torch_root()  # an earlier find_package(Torch) has left Torch_DIR
   if(NOT hvd_torch_root OR NOT EXISTS "${hvd_torch_root}/lib/libtorch_cpu.so")
     string(CONCAT hvd_torch_problem "there is no LibTorch: name one with -DTorch_DIR=<folder of TorchConfig.cmake>, or a "
       "Python that has torch with -DPython_EXECUTABLE=")

@@ -89,17 +89,40 @@ def test_a_component_that_is_not_there_is_named(prefix: Path, consumer: Path) ->
     assert "there is no component fortran" in " ".join(output.split())
 
 
-def test_a_training_program(prefix: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def training_project(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
-    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    folder = tmp_path_factory.mktemp("training") / "project"
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", folder))
     options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS=-O1")
     configure(project, *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
     commands = (project / "build" / "compile_commands.json").read_text()
     assert str(ROOT) not in commands.replace(f"{ROOT}/.venv", "")
-    run("cmake", "--build", project / "build", "-j", "2", "--target", "distributed")
-    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", project / "build" / "distributed", "1", "6400")
+    return project
+
+
+# Two tests, as each takes up to a minute.
+def test_the_torch_component_compiles(training_project: Path) -> None:
+    run("cmake", "--build", training_project / "build", "-j", "2", "--target", "hvd_torch")
+
+
+def test_a_training_program(training_project: Path) -> None:
+    build = training_project / "build"
+    run("cmake", "--build", build, "-j", "2", "--target", "distributed")
+    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", build / "distributed", "1", "6400")
     accuracy = re.findall(r"test accuracy (\d+\.\d) %", output)
     assert len(accuracy) == 1 and float(accuracy[0]) > 60, output
+
+
+def test_a_libtorch_that_was_found_before_is_taken(prefix: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    lists = project / "CMakeLists.txt"
+    lists.write_text(
+        lists.read_text().replace("find_package(HorovodCpp", "find_package(Torch)\nfind_package(HorovodCpp")
+    )
+    configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch.utils.cmake_prefix_path}")
+    assert "libtorch_cpu.so" in (project / "build" / "CMakeFiles" / "distributed.dir" / "link.txt").read_text()
 
 
 @pytest.fixture
