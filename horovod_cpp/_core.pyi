@@ -139,9 +139,10 @@ def enqueue(
     device: int,
     stream: int,
     keep_alive: object,
+    strides: Sequence[int] | None,
     /,
 ) -> Handle:
-    """Hand a tensor over; see ``hvd_operation`` in c_api.h. Does not block."""
+    """Hand a tensor over; see ``hvd_operation`` in c_api.h. No `strides`: C order. Does not block."""
 
 def enqueue_plain(
     op: int,
@@ -170,7 +171,7 @@ def skip_folder(folder: str, /) -> None:
 
 def enqueue_group(
     op: int,
-    members: Sequence[tuple[int, Sequence[int], int, int]],
+    members: Sequence[tuple[int, Sequence[int], int, int, Sequence[int] | None]],
     name: str | None,
     process_set: int,
     reduce_op: int,
@@ -184,7 +185,7 @@ def enqueue_group(
     keep_alive: object,
     /,
 ) -> Handle:
-    """Hand several tensors (dtype, shape, input, output) over as one operation. Does not block."""
+    """Hand several tensors (dtype, shape, input, output, strides) over as one operation. Does not block."""
 
 def enqueue_alltoall(
     dtype: int,

@@ -66,7 +66,8 @@ hvd_tensor described(const at::Tensor& tensor) {
           static_cast<std::int32_t>(tensor.dim()),
           static_cast<std::int32_t>(*data_type(tensor.scalar_type())),
           tensor.is_cuda() ? HVD_CUDA : HVD_HOST,
-          tensor.is_cuda() ? tensor.device().index() : 0};
+          tensor.is_cuda() ? tensor.device().index() : 0,
+          nullptr};
 }
 
 std::vector<hvd_tensor> described(const std::vector<at::Tensor>& tensors) {

@@ -71,17 +71,22 @@ struct Place {
   std::uintptr_t stream;
 };
 
-hvd_tensor tensor(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t data, const Place& place) {
+using Strides = std::optional<std::vector<std::int64_t>>;  // none: C order
+
+hvd_tensor tensor(int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t data, const Place& place,
+                  const Strides& strides = std::nullopt) {
+  if (strides && strides->size() != shape.size()) throw py::value_error("a tensor has one stride for each dimension");
   const bool on_device = place.device >= 0;
   return {reinterpret_cast<void*>(data),           shape.data(),
           static_cast<std::int32_t>(shape.size()), dtype,
-          on_device ? HVD_CUDA : HVD_HOST,         on_device ? place.device : 0};
+          on_device ? HVD_CUDA : HVD_HOST,         on_device ? place.device : 0,
+          strides ? strides->data() : nullptr};
 }
 
 Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::uintptr_t input, std::uintptr_t output,
                const std::optional<std::string>& name, int process_set, int reduce_op, int root_rank, double prescale,
                double postscale, const std::optional<std::string>& call_site_file, int call_site_line,
-               bool caller_waits, int device, std::uintptr_t stream, py::object keep_alive) {
+               bool caller_waits, int device, std::uintptr_t stream, py::object keep_alive, const Strides& strides) {
   hvd_operation operation = begin(op, {name, process_set, call_site_file, call_site_line, caller_waits});
   const Place place{device, stream};
   operation.stream = reinterpret_cast<void*>(stream);
@@ -89,8 +94,8 @@ Handle enqueue(int op, int dtype, const std::vector<std::int64_t>& shape, std::u
   operation.root_rank = root_rank;
   operation.prescale = prescale;
   operation.postscale = postscale;
-  operation.input = tensor(dtype, shape, input, place);
-  operation.output = tensor(dtype, shape, output, place);
+  operation.input = tensor(dtype, shape, input, place, strides);
+  operation.output = tensor(dtype, shape, output, place, strides);
   return hand_over(operation, std::move(keep_alive), {dtype});
 }
 
@@ -144,8 +149,8 @@ py::object enqueue_plain(PyObject* const* arguments) {
   operation.call_site_file = text_of(PyTuple_GetItem(arguments[9], 0));
   operation.call_site_line = int_of(PyTuple_GetItem(arguments[9], 1));
   operation.caller_waits = arguments[10] == Py_True ? 1 : 0;
-  operation.input = {input->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0};
-  operation.output = {output->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0};
+  operation.input = {input->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0, nullptr};
+  operation.output = {output->data, input->shape, input->dimensions, input->dtype, HVD_HOST, 0, nullptr};
   auto keep_alive = py::reinterpret_borrow<py::object>(source);
   if (source != target) keep_alive = py::make_tuple(keep_alive, py::reinterpret_borrow<py::object>(target));
   return py::cast(hand_over(operation, std::move(keep_alive), {input->dtype}));
@@ -168,7 +173,8 @@ PyMethodDef enqueue_plain_method = {
     "enqueue_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(enqueue_plain_from_python)),
     METH_FASTCALL, "As enqueue, for tensors that lie in host memory as they are; None for others. Does not block."};
 
-using Member = std::tuple<int, std::vector<std::int64_t>, std::uintptr_t, std::uintptr_t>;  // dtype, shape, in, out
+// Dtype, shape, input, output, strides.
+using Member = std::tuple<int, std::vector<std::int64_t>, std::uintptr_t, std::uintptr_t, Strides>;
 
 Handle enqueue_group(int op, const std::vector<Member>& members, const std::optional<std::string>& name,
                      int process_set, int reduce_op, double prescale, double postscale,
@@ -180,9 +186,9 @@ Handle enqueue_group(int op, const std::vector<Member>& members, const std::opti
   std::vector<hvd_tensor> inputs;
   std::vector<hvd_tensor> outputs;
   std::vector<int> dtypes;
-  for (const auto& [dtype, shape, input, output] : members) {
-    inputs.push_back(tensor(dtype, shape, input, place));
-    outputs.push_back(tensor(dtype, shape, output, place));
+  for (const auto& [dtype, shape, input, output, strides] : members) {
+    inputs.push_back(tensor(dtype, shape, input, place, strides));
+    outputs.push_back(tensor(dtype, shape, output, place, strides));
     dtypes.push_back(dtype);
   }
   operation.reduce_op = reduce_op;

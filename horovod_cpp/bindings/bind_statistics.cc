@@ -16,6 +16,7 @@ py::dict statistics() {
   counters["operations_done"] = value.operations_done;
   counters["operations_failed"] = value.operations_failed;
   counters["bytes_reduced"] = value.bytes_reduced;
+  counters["bytes_reordered"] = value.bytes_reordered;
   counters["collective_calls"] = value.collective_calls;
   counters["control_messages_sent"] = value.control_messages_sent;
   counters["control_bytes_sent"] = value.control_bytes_sent;

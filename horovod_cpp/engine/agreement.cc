@@ -113,6 +113,9 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
     for (const Said& said : requests) pointers.push_back(&said.request);
     agreement.agreed = requests.front().request;
     entry = rule.entry(pointers);
+    // What is remembered, and compared with later requests, is the order that the call takes.
+    agreement.agreed.order = entry.order;
+    agreement.agreed.more = entry.more;
   }
   const Request& agreed = agreement.agreed;
   response.op = key.op;

@@ -235,6 +235,35 @@ Status check_memory(const hvd::Request& request, const hvd_operation& operation)
   return {};
 }
 
+hvd::Result<hvd::MemoryOrder> order_of(const hvd_tensor& tensor) {
+  if (tensor.strides == nullptr) return hvd::kCOrder;
+  const auto dimensions = static_cast<std::size_t>(tensor.dimensions);
+  return hvd::memory_order({tensor.shape, dimensions}, {tensor.strides, dimensions});
+}
+
+// Once shapes have been checked.
+Status read_orders(const hvd_operation& operation, hvd::Request& request) {
+  if (!has_tensors(request.key.op)) return {};
+  const std::span<const hvd_tensor> inputs = inputs_of(operation);
+  const std::span<const hvd_tensor> outputs = outputs_of(operation, request.key.op);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    hvd::Result<hvd::MemoryOrder> order = order_of(inputs[i]);
+    if (!order) {
+      return Status::invalid_argument(fmt::format("{}: {}", hvd::operation_text(request.key), order.status().text()));
+    }
+    (i == 0 ? request.order : request.more[i - 1].order) = *order;
+    if (outputs.empty()) continue;
+    hvd_tensor output = inputs[i];  // whose shape the output has
+    output.strides = outputs[i].strides;
+    hvd::Result<hvd::MemoryOrder> of_output = order_of(output);
+    if (of_output.ok() && *of_output == *order) continue;
+    return Status::invalid_argument(
+        fmt::format("{}: the output of a tensor of shape {} has other strides than the input",
+                    hvd::operation_text(request.key), hvd::shape_text(shape_of(inputs[i]))));
+  }
+  return {};
+}
+
 void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_handle& handle) {
   if (!has_tensors(entry.request.key.op)) return;
   const std::span<const hvd_tensor> inputs = inputs_of(operation);
@@ -265,6 +294,7 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   hvd::TensorEntry entry = here->runtime().blank_entry();
   HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
   HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
+  HVD_RETURN_IF_ERROR(read_orders(operation, entry.request));
   std::unique_ptr<hvd_handle> made = spare_handles().take();
   made->state = std::allocate_shared<hvd::HandleState>(hvd::Recycled<hvd::HandleState>());
   made->session = here;
@@ -538,6 +568,7 @@ int hvd_get_statistics(hvd_statistics* statistics) {
     filled.operations_done = known.executor.operations_done.value();
     filled.operations_failed = known.executor.operations_failed.value();
     filled.bytes_reduced = known.executor.bytes_reduced.value();
+    filled.bytes_reordered = known.executor.bytes_reordered.value();
     filled.collective_calls = known.executor.collective_calls.value();
     filled.control_messages_sent = known.transport.control_messages_sent.value();
     filled.control_bytes_sent = known.transport.control_bytes_sent.value();

@@ -119,6 +119,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     agreed.memory = response.memory;
     agreed.shape = entry.shape;
     agreed.more = entry.more;
+    agreed.order = entry.order;
     cache_.remember({entry.cache_id, std::move(agreed), entry});
   }
   return true;

@@ -90,6 +90,7 @@ std::optional<TensorEntry> Executor::stand_in(const Response& response, const Re
   made.request.key = {response.process_set, response.op, entry.name};
   made.request.dtype = response.dtype;
   made.request.shape = entry.shape;
+  made.request.order = entry.order;
   made.request.more = entry.more;
   made.request.memory = response.memory;
   made.device = queue_.join_device();
@@ -215,17 +216,36 @@ Result<OutputTensor> Executor::make_output(Call& call, const TensorType& like, s
   return made;
 }
 
+// Where the call reads and writes a tensor; is_read: this rank brings something.
+Result<TensorEntry::Memory> Executor::memory_in_agreed_order(Call& call, std::size_t entry, std::size_t tensor,
+                                                             bool is_read) {
+  const TensorEntry& asked = call.entries[entry];
+  const TensorEntry::Memory own = memory_of(asked, tensor);
+  const MemoryOrder agreed = order_of(call.response.entries[entry], tensor);
+  if (agreed == order_of(asked.request, tensor)) return own;
+  if (agreed != kCOrder) return Status::internal("a response names an order of memory that this rank has not said");
+  return call.reordering.begin(*call.context, type_of(asked.request, tensor), own, is_read);
+}
+
+void Executor::bring_back(Call& call) {
+  call.reordering.end(*call.context);
+  statistics_.bytes_reordered.add(static_cast<std::int64_t>(call.reordering.bytes()));
+}
+
 // The tensors are those of several entries that were fused, or those of one entry, which is a group.
 Task<Status> Executor::allreduce(CallRef call) {
   const Response& response = call->response;
   std::vector<GroupMember> tensors;
   std::vector<TensorEntry::Memory> memory;
-  for (const TensorEntry& entry : call->entries) {
-    std::size_t place = 0;
-    for_each_tensor(entry.request, [&](DataType dtype, const Shape& shape) {
-      tensors.push_back({dtype, bytes_of(dtype, shape)});
-      memory.push_back(memory_of(entry, place++));
-    });
+  for (std::size_t i = 0; i < call->entries.size(); ++i) {
+    const Request& request = call->entries[i].request;
+    for (std::size_t t = 0; t <= request.more.size(); ++t) {
+      Result<TensorEntry::Memory> placed = memory_in_agreed_order(*call, i, t, /*is_read=*/true);
+      if (!placed) co_return placed.status();
+      memory.push_back(*placed);
+    }
+    for_each_tensor(request,
+                    [&](DataType dtype, const Shape& shape) { tensors.push_back({dtype, bytes_of(dtype, shape)}); });
   }
   // Fused entries have been found to fit together, and a single tensor is alone; a group is planned here.
   std::vector<std::vector<std::size_t>> runs;
@@ -250,6 +270,7 @@ Task<Status> Executor::allreduce(CallRef call) {
     }
     HVD_CO_RETURN_IF_ERROR(co_await call->backend->allreduce(*call->context, std::move(work)));
   }
+  bring_back(*call);
   co_return Status();
 }
 
@@ -342,8 +363,13 @@ Task<Status> Executor::broadcast(CallRef call) {
   const TensorEntry& entry = call->entries.front();
   const std::optional<int> root = call->membership->index_of(response.root_rank);
   if (!root) co_return Status::internal("a response names a root rank outside its process set");
-  const BroadcastCall work{entry.input, entry.output, bytes_of(entry.request.dtype, entry.request.shape), *root};
-  co_return co_await call->backend->broadcast(*call->context, work);
+  const bool is_root = call->context->rank() == *root;
+  Result<TensorEntry::Memory> placed = memory_in_agreed_order(*call, /*entry=*/0, /*tensor=*/0, is_root);
+  if (!placed) co_return placed.status();
+  const BroadcastCall work{placed->input, placed->output, bytes_of(entry.request.dtype, entry.request.shape), *root};
+  HVD_CO_RETURN_IF_ERROR(co_await call->backend->broadcast(*call->context, work));
+  bring_back(*call);
+  co_return Status();
 }
 
 void Executor::finish(CallRef call, const Status& status) {

@@ -16,6 +16,7 @@
 #include "horovod_cpp/engine/devices.h"
 #include "horovod_cpp/engine/fusion_planner.h"
 #include "horovod_cpp/engine/process_set_table.h"
+#include "horovod_cpp/engine/reordering.h"
 #include "horovod_cpp/engine/tensor_queue.h"
 #include "horovod_cpp/engine/timeline.h"
 #include "ops/collective_context.h"
@@ -27,6 +28,7 @@ struct ExecutorStatistics {
   Counter operations_done;
   Counter operations_failed;
   Counter bytes_reduced;
+  Counter bytes_reordered;
   Counter collective_calls;
 };
 
@@ -62,6 +64,7 @@ class Executor {
     MembershipRef membership;
     std::vector<TensorEntry> entries;
     std::vector<std::shared_ptr<std::byte>> outputs;  // that the engine made, while the result may not be wanted
+    Reordering reordering;
     CallActivities activities;
     std::unique_ptr<CollectiveContext> context;
     std::unique_ptr<Backend> of_device;  // what carries it out, where that is not the host's
@@ -89,6 +92,8 @@ class Executor {
   Task<Status> reducescatter(CallRef call);
   Task<Status> alltoall(CallRef call);
   std::optional<TensorEntry> stand_in(const Response& response, const ResponseEntry& entry) const;
+  Result<TensorEntry::Memory> memory_in_agreed_order(Call& call, std::size_t entry, std::size_t tensor, bool is_read);
+  void bring_back(Call& call);
   FusionLimits limits() const;
   void finish(CallRef call, const Status& status);
   void end_entry(TensorEntry& entry, const Status& status);

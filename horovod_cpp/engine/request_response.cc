@@ -38,14 +38,16 @@ void put(WireWriter& out, const std::vector<TensorType>& tensors) {
   for (const TensorType& tensor : tensors) {
     out.fixed(tensor.dtype);
     out.integers(tensor.shape);
+    out.varint(tensor.order);
   }
 }
 
 std::vector<TensorType> get_tensors(WireReader& in) {
-  std::vector<TensorType> tensors(in.count(2));
+  std::vector<TensorType> tensors(in.count(3));
   for (TensorType& tensor : tensors) {
     tensor.dtype = in.fixed<DataType>();
     tensor.shape = in.integers();
+    tensor.order = in.varint();
   }
   return tensors;
 }
@@ -58,6 +60,7 @@ void put(WireWriter& out, const Request& request) {
   out.fixed(request.postscale);
   out.fixed(request.root_rank);
   out.integers(request.shape);
+  out.varint(request.order);
   put(out, request.more);
   out.fixed(request.memory);
   out.varint(request.region);
@@ -74,6 +77,7 @@ Request get_request(WireReader& in) {
   request.postscale = in.fixed<double>();
   request.root_rank = in.fixed<std::int32_t>();
   request.shape = in.integers();
+  request.order = in.varint();
   request.more = get_tensors(in);
   request.memory = in.fixed<MemoryKind>();
   request.region = in.number<std::uint32_t>();
@@ -90,6 +94,7 @@ void put(WireWriter& out, const ResponseEntry& entry, bool as_cache_id) {
   out.integers(entry.shape);
   out.integers(entry.first_dims);
   put(out, entry.more);
+  out.varint(entry.order);
 }
 
 ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
@@ -101,6 +106,7 @@ ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
   entry.shape = in.integers();
   entry.first_dims = in.integers();
   entry.more = get_tensors(in);
+  entry.order = in.varint();
   return entry;
 }
 
@@ -203,8 +209,12 @@ std::size_t bytes_of(DataType dtype, const Shape& shape) {
   return count.ok() ? static_cast<std::size_t>(count.value()) * size_of(dtype) : 0;
 }
 
+TensorType type_of(const Request& request, std::size_t index) {
+  return index == 0 ? TensorType{request.dtype, request.shape, request.order} : request.more[index - 1];
+}
+
 std::vector<TensorType> tensors_of(const Request& request) {
-  std::vector<TensorType> tensors{{request.dtype, request.shape}};
+  std::vector<TensorType> tensors{type_of(request, 0)};
   tensors.insert(tensors.end(), request.more.begin(), request.more.end());
   return tensors;
 }
@@ -231,7 +241,7 @@ Result<RequestsMessage> decode_requests(std::span<const std::byte> bytes) {
       site.id = in.number<std::uint32_t>();
       site.text = in.text();
     }
-    const std::size_t requests = in.count(31);
+    const std::size_t requests = in.count(32);
     for (std::size_t i = 0; i < requests && in.ok(); ++i) message.requests.push_back(get_request(in));
     message.cached.resize(in.count(1));
     for (CacheId& id : message.cached) id = in.number<CacheId>();

@@ -13,6 +13,8 @@
 #include <horovod_cpp/reduce_op.h>
 #include <horovod_cpp/status.h>
 
+#include "ops/memory_order.h"
+
 namespace hvd {
 
 /// Those of the C ABI equal its hvd_op; the numbers are part of the wire format.
@@ -47,6 +49,7 @@ struct OperationKey {
 struct TensorType {
   DataType dtype = DataType::kUint8;
   Shape shape;
+  MemoryOrder order = kCOrder;  ///< as in Request and ResponseEntry
   bool operator==(const TensorType&) const = default;
 };
 
@@ -58,6 +61,7 @@ struct Request {
   double postscale = 1.0;
   std::int32_t root_rank = 0;        ///< broadcast: global rank
   Shape shape;                       ///< process set operations: the ranks of the set
+  MemoryOrder order = kCOrder;       ///< in which the tensor lies in this rank's memory
   std::vector<TensorType> more;      ///< a group: the tensors after the first
   std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank, like:
   bool has_splits = false;           ///< otherwise equal shares
@@ -76,6 +80,7 @@ struct ResponseEntry {
   std::vector<std::int64_t> first_dims;  ///< allgather: rows of each rank of the set; a group: of each tensor in turn
   CacheId cache_id = 0;
   std::vector<TensorType> more;  ///< a group: the tensors after the first, as `shape`
+  MemoryOrder order = kCOrder;   ///< in which the call takes the tensor: that of all ranks, C order where they differ
 };
 
 struct Response {
@@ -124,6 +129,13 @@ void for_each_tensor(const Response& response, const ResponseEntry& entry, Visit
   visit(response.dtype, entry.shape);
   for (const TensorType& tensor : entry.more) visit(tensor.dtype, tensor.shape);
 }
+/// The order of tensor number `index` of a request or of an entry.
+template <typename Tensors>
+MemoryOrder order_of(const Tensors& tensors, std::size_t index) {
+  return index == 0 ? tensors.order : tensors.more[index - 1].order;
+}
+/// A copy of one of the tensors of a request.
+TensorType type_of(const Request& request, std::size_t index);
 /// Copies of the tensors of a request.
 std::vector<TensorType> tensors_of(const Request& request);
 

@@ -23,6 +23,19 @@ CoordinatorSettings coordinator_settings(const Options& options, Timeline* timel
   return settings;
 }
 
+// Memory in another order than C order is for operations, and for memory, that can do with it.
+Status check_orders(const Request& request, const OpRule& rule) {
+  if (rule.any_order && request.memory == MemoryKind::kHost) return {};
+  for (std::size_t i = 0; i <= request.more.size(); ++i) {
+    if (order_of(request, i) == kCOrder) continue;
+    const Shape& shape = i == 0 ? request.shape : request.more[i - 1].shape;
+    return Status::invalid_argument(fmt::format("a tensor of shape {} has strides {}, and has to lie in C order {}",
+                                                shape_text(shape), shape_text(strides_of(shape, order_of(request, i))),
+                                                rule.any_order ? "in the memory of a device" : "for this operation"));
+  }
+  return {};
+}
+
 }  // namespace
 
 Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings settings)
@@ -81,6 +94,9 @@ Status Runtime::enqueue(TensorEntry entry, const CallSite& call_site) {
   }
   if (const Status checked = rule->check(request, *membership); !checked.ok()) {
     return {checked.code(), fmt::format("{}: {}", operation_text(request.key), checked.text())};
+  }
+  if (const Status ordered = check_orders(request, *rule); !ordered.ok()) {
+    return {ordered.code(), fmt::format("{}: {}", operation_text(request.key), ordered.text())};
   }
   if (!failure.ok()) {
     entry.handle->complete(failure);  // the set has lost a member: every later handle gets the reason

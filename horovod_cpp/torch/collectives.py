@@ -3,7 +3,10 @@
 Names are keys: an operation meets the one with the same kind, process set and name on the other ranks, in whatever
 order ranks call. Unnamed operations are counted per process set. A call raises ValueError for the caller's mistake;
 what ranks find out together (mismatches, a lost rank) is a HorovodInternalError from the waiting function.
-Tensors that are not contiguous are copied, and in-place results are copied back when the operation is waited for.
+On the CPU, allreduce and broadcast use the memory of a dense tensor as it lies, contiguous in whatever order of its
+dimensions (channels_last, transposed), where all ranks have it in the same order; where they do not, the library copies
+on those ranks whose tensor is not in the order of its dimensions. New outputs have the strides of the input. Other
+tensors that are not contiguous are copied, and in-place results are copied back when the operation is waited for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Hands torch tensors to the library: address, shape and dtype go in, a `Pending` comes out.
 
-This is the only file that knows how a tensor lies in memory. A tensor that is not contiguous in the order of its
-dimensions is copied, and the result is copied back: ranks may lay out the same tensor differently.
+This is the only file that knows how a tensor lies in memory. The memory of a dense tensor on the CPU is reduced and
+broadcast as it lies, whatever the order of its dimensions (channels_last, transposed): its strides go with it, and the
+library copies where ranks lay out a tensor differently. Other tensors that are not contiguous are copied here, and
+results are copied back.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ _DTYPES = {
     torch.bool: _core.BOOL,
     torch.bfloat16: _core.BFLOAT16,
 }
+_MOST_ORDERED_DIMENSIONS = 16  # of more than one element, which the library takes in another order than C order
 _OPERATION_NAMES = {
     _core.ALLREDUCE: "allreduce",
     _core.ALLGATHER: "allgather",
@@ -115,11 +118,11 @@ def start_allreduce(
         assert isinstance(as_pairs, Pending)
         return PendingComplex(as_pairs, tensor if in_place else None)
     dtype = _require_supported(_core.ALLREDUCE, tensor, name)
-    source, target, copy_to = _place(tensor, in_place)
+    source, target, copy_to, strides = _place(tensor, in_place)
     place = place_of(source)
     handle = _enqueue(
         _core.ALLREDUCE, dtype, source, target, place, name, process_set, site, caller_waits, reduce_op,
-        prescale=prescale_factor, postscale=postscale_factor,
+        prescale=prescale_factor, postscale=postscale_factor, strides=strides,
     )  # fmt: skip
     return Pending(handle, place, target, copy_to)
 
@@ -159,11 +162,12 @@ def start_broadcast(
         assert isinstance(as_pairs, Pending)
         return PendingComplex(as_pairs, tensor if in_place else None)
     dtype = _require_supported(_core.BROADCAST, tensor, name)
-    source, target, copy_to = _place(tensor, in_place)
+    source, target, copy_to, strides = _place(tensor, in_place)
     place = place_of(source)
     handle = _enqueue(
-        _core.BROADCAST, dtype, source, target, place, name, process_set, site, caller_waits, root_rank=root_rank
-    )
+        _core.BROADCAST, dtype, source, target, place, name, process_set, site, caller_waits, root_rank=root_rank,
+        strides=strides,
+    )  # fmt: skip
     return Pending(handle, place, target, copy_to)
 
 
@@ -217,9 +221,9 @@ def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None
         tensor = _pairs(tensor, in_place)
     dtype = _require_supported(op, tensor, name)
     if op == _core.ALLREDUCE:
-        source, target, copy_to = _place(tensor, in_place)
-        return GroupPlace(dtype, source, target, copy_to, complex_output)
-    return GroupPlace(dtype, _plain(tensor), None, None, complex_output)
+        source, target, copy_to, strides = _place(tensor, in_place)
+        return GroupPlace(dtype, source, target, copy_to, complex_output, strides)
+    return GroupPlace(dtype, _plain(tensor), None, None, complex_output, None)
 
 
 def start_reducescatter(
@@ -328,16 +332,37 @@ def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _place(tensor: torch.Tensor, in_place: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Where the library reads, where it writes, and where the result has to be copied in the end, if anywhere."""
+def _is_block(tensor: torch.Tensor) -> bool:
+    """Whether the library can use the memory of a tensor that is not plain: one block without gaps and overlaps."""
+    if tensor.is_cuda or tensor.is_neg():
+        return False
+    elements = 1
+    counted = [pair for pair in zip(tensor.stride(), tensor.shape, strict=True) if pair[1] != 1]
+    for stride, size in sorted(counted):
+        if stride != elements:
+            return False
+        elements *= size
+    return len(counted) <= _MOST_ORDERED_DIMENSIONS
+
+
+def _place(
+    tensor: torch.Tensor, in_place: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[int, ...] | None]:
+    """Where the library reads, where it writes, where the result has to be copied in the end, if anywhere, and strides.
+
+    The strides are those of both memories; None where they are contiguous.
+    """
     if _is_plain(tensor):
         if in_place:
-            return tensor, tensor, None
-        return tensor, torch.empty_like(tensor, requires_grad=False), None
+            return tensor, tensor, None, None
+        return tensor, torch.empty_like(tensor, requires_grad=False), None, None
+    if _is_block(tensor):
+        target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
+        return tensor, target, None, tensor.stride()
     if in_place and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ValueError("an expanded tensor cannot be the output: its elements share memory; call clone() first")
     copy = _plain_copy(tensor)
-    return copy, copy, tensor if in_place else None
+    return copy, copy, tensor if in_place else None, None
 
 
 def _enqueue(
@@ -354,6 +379,7 @@ def _enqueue(
     root_rank: int = 0,
     prescale: float = 1.0,
     postscale: float = 1.0,
+    strides: tuple[int, ...] | None = None,
 ) -> _core.Handle:
     process_set_id = require_id(process_set)
     try:  # as _as_refusal does, which costs about a microsecond more
@@ -375,6 +401,7 @@ def _enqueue(
             place[0],
             place[1],
             (source, target),
+            strides,
         )
     except _core.Error as error:
         raise _refusal(error, process_set_id) from None

@@ -110,11 +110,12 @@ class GroupPlace:
     target: torch.Tensor | None  # None: the library makes the output
     copy_to: torch.Tensor | None
     complex_output: torch.Tensor | bool  # True: the result is seen as complex; a tensor: it is that one
+    strides: tuple[int, ...] | None  # of source and target; None: they are contiguous
 
-    def member(self) -> tuple[int, torch.Size, int, int]:
-        """Dtype, shape and the addresses of input and output, as the library takes them."""
+    def member(self) -> tuple[int, torch.Size, int, int, tuple[int, ...] | None]:
+        """Dtype, shape, the addresses of input and output, and strides, as the library takes them."""
         target = self.source if self.target is None else self.target
-        return self.dtype, self.source.shape, self.source.data_ptr(), target.data_ptr()
+        return self.dtype, self.source.shape, self.source.data_ptr(), target.data_ptr(), self.strides
 
     def result(self, handle: _core.Handle, index: int) -> torch.Tensor:
         """The output of tensor number `index` of an operation that is done."""

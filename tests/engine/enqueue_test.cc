@@ -53,7 +53,7 @@ hvd_operation operation_on(std::vector<float>& values, const std::int64_t& count
   operation.name = name;
   operation.call_site_file = "a/folder/with/a/long/name/train.py";
   operation.call_site_line = line;
-  operation.input = {values.data(), &count, 1, HVD_FLOAT32, HVD_HOST, 0};
+  operation.input = {values.data(), &count, 1, HVD_FLOAT32, HVD_HOST, 0, nullptr};
   operation.output = operation.input;
   operation.keep_alive = &values;
   operation.release = [](void* owner) { static_cast<std::vector<float>*>(owner)->front() += 1; };

@@ -110,6 +110,30 @@ TEST(Agreement, OfDifferentRowsIsAGatherWithTheRowsOfEachRank) {
   EXPECT_EQ(agreement.response.entries[0].first_dims, (std::vector<std::int64_t>{1, 0, 7}));
 }
 
+TEST(Agreement, TakesATensorInTheOrderOfAllRanksOrElseInCOrder) {
+  Request request = request_of(OpKind::kAllreduce, "x", {2, 3});
+  request.order = 1;
+  request.more = {{DataType::kInt8, {2, 3}, 1}, {DataType::kInt8, {2, 3, 4}, 2}};
+  Agreement agreement = agree_on({request, request, request}, members({0, 1, 2}));
+  ASSERT_EQ(agreement.response.kind, Response::Kind::kExecute);
+  EXPECT_EQ(agreement.response.entries[0].order, 1u);
+  EXPECT_EQ(agreement.response.entries[0].more, request.more);
+  Request other = request;
+  other.order = kCOrder;
+  other.more[1].order = 3;
+  for (const std::vector<Request>& all : {std::vector{request, other, request}, std::vector{request, request, other},
+                                          std::vector{other, request, request}}) {
+    agreement = agree_on(all, members({0, 1, 2}));
+    ASSERT_EQ(agreement.response.kind, Response::Kind::kExecute) << "an order is nobody's mistake";
+    const ResponseEntry& entry = agreement.response.entries[0];
+    EXPECT_EQ(entry.order, kCOrder);
+    EXPECT_EQ(entry.more[0].order, 1u) << "each tensor of a group for itself";
+    EXPECT_EQ(entry.more[1].order, kCOrder);
+    EXPECT_EQ(agreement.agreed.order, kCOrder) << "as it is remembered";
+    EXPECT_EQ(agreement.agreed.more, entry.more);
+  }
+}
+
 TEST(Agreement, NamesEveryDifferenceWithGlobalRanksAndCallSites) {
   Request first = request_of(OpKind::kAllreduce, "x");
   first.call_site = 1;
@@ -218,6 +242,7 @@ TEST(ResponseCache, AnIdStandsForJustWhatIsRemembered) {
   EXPECT_EQ(changed([](Request& r) { r.call_site = 9; }), 1u) << "where it was called does not matter";
   EXPECT_EQ(changed([](Request& r) { r.dtype = DataType::kInt8; }), std::nullopt);
   EXPECT_EQ(changed([](Request& r) { r.shape = {5}; }), std::nullopt);
+  EXPECT_EQ(changed([](Request& r) { r.order = 1; }), std::nullopt);
   EXPECT_EQ(changed([](Request& r) { r.reduce_op = ReduceOp::kMax; }), std::nullopt);
   EXPECT_EQ(changed([](Request& r) { r.prescale = 2; }), std::nullopt);
   EXPECT_EQ(changed([](Request& r) { r.postscale = 2; }), std::nullopt);

@@ -93,7 +93,10 @@ std::uint64_t ResponseStreams::digest(const Response& response) {
   digest.add(static_cast<std::uint64_t>(response.reduce_op)).add(static_cast<std::uint64_t>(response.root_rank));
   digest.add(std::bit_cast<std::uint64_t>(response.prescale)).add(std::bit_cast<std::uint64_t>(response.postscale));
   digest.add(response.new_process_set);
-  for (const ResponseEntry& entry : response.entries) digest.add(entry.name).add(entry.shape).add(entry.first_dims);
+  for (const ResponseEntry& entry : response.entries) {
+    digest.add(entry.name).add(entry.shape).add(entry.first_dims).add(entry.order);
+    for (const TensorType& tensor : entry.more) digest.add(tensor.shape).add(tensor.order);
+  }
   return digest.value();
 }
 

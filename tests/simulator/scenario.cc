@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <tuple>
 
 #include "tests/simulator/random.h"
 
@@ -63,6 +64,7 @@ class Drawing {
     draw_joins(batches);
     draw_order();
     draw_mishaps();
+    draw_layouts();
     return std::move(scenario_);
   }
 
@@ -431,6 +433,28 @@ class Drawing {
     // Without the questions of the others only the coordinator's own deadline can end the wait.
     scenario_.options.stall_check_time = random_.pick({std::chrono::seconds(0), std::chrono::seconds(1)});
     scenario_.options.stall_shutdown_time = std::chrono::seconds(3);
+  }
+
+  // ---- memory -----------------------------------------------------------------------------------------------------
+
+  // Tensors of several dimensions whose memory is in another order, mostly the same each time and on all ranks. From
+  // a generator of its own.
+  void draw_layouts() {
+    Random random(Random::mix(scenario_.seed) + 11);
+    std::map<std::tuple<int, OpKind, std::string>, std::uint64_t> layouts;
+    for (OperationPlan& plan : scenario_.operations) {
+      if (plan.op != OpKind::kAllreduce && plan.op != OpKind::kBroadcast) continue;
+      add_dimension(plan.shape);
+      for (Shape& shape : plan.more) add_dimension(shape);
+      std::uint64_t& layout = layouts[{plan.slot, plan.op, plan.name}];
+      if (layout == 0 || random.chance(10)) layout = random.chance(50) ? random.next() | 1 : 0;
+      plan.layout = layout;
+      plan.layouts_differ = random.chance(20);
+    }
+  }
+
+  static void add_dimension(Shape& shape) {
+    if (shape.size() == 2 && shape.front() % 2 == 0 && shape.front() > 2) shape = {2, shape.front() / 2, shape.back()};
   }
 
   void make_odd(OperationPlan& plan) {

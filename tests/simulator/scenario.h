@@ -41,7 +41,9 @@ struct OperationPlan {
   bool in_place = false;
   bool is_gradient = false;  ///< one of many that may be fused
   bool inexact = false;      ///< values whose sum rounds: compared with a tolerance, and bit for bit between ranks
-  int subject = 0;           ///< slot that is added or removed
+  std::uint64_t layout = 0;  ///< not 0: decides in which order dimensions lie in memory; 0: C order, as all others have
+  bool layouts_differ = false;  ///< members with even numbers, and those with odd ones, have another order each
+  int subject = 0;              ///< slot that is added or removed
   Odd odd = Odd::kNothing;
   int odd_rank = -1;     ///< the one that differs
   int twice_rank = -1;   ///< enqueues it a second time at once, and must be refused

@@ -42,11 +42,13 @@ TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
   std::map<OpKind, int> operations;
   int groups = 0;
   int without_joined = 0;
+  int in_other_order = 0;
   for (std::uint64_t seed = 0; seed < 1000; ++seed) {
     const Scenario scenario = draw_scenario(seed, kFewRanks);
     for (const OperationPlan& plan : scenario.operations) {
       ++operations[plan.op];
       if (!plan.more.empty()) ++groups;
+      if (plan.layout != 0 && plan.shape.size() > 1 && !plan.layouts_differ) ++in_other_order;
       const std::size_t present = scenario.present(plan).size();
       if (present > 0 && present < scenario.sets[static_cast<std::size_t>(plan.slot)].ranks.size()) ++without_joined;
     }
@@ -56,6 +58,7 @@ TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
     sum.cache_hits += report.counts.cache_hits;
     sum.evictions += report.counts.evictions;
     sum.errors += report.counts.errors;
+    sum.bytes_reordered += report.counts.bytes_reordered;
     sum.deaths += report.counts.deaths;
     sum.faults += report.counts.faults;
   }
@@ -63,10 +66,12 @@ TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
   for (const auto& [op, count] : operations) EXPECT_GT(count, 100) << name_of(op);
   EXPECT_GT(groups, 300);
   EXPECT_GT(without_joined, 300);
+  EXPECT_GT(in_other_order, 300);
   EXPECT_GT(sum.fused_calls, 300);
   EXPECT_GT(sum.cache_hits, 3000);
   EXPECT_GT(sum.evictions, 3000);
   EXPECT_GT(sum.errors, 3000);
+  EXPECT_GT(sum.bytes_reordered, 30000);
   EXPECT_GT(sum.deaths, 50);
   EXPECT_GT(sum.faults, 30);
 }

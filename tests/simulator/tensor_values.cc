@@ -130,6 +130,72 @@ std::vector<std::byte> input_of(const Scenario& scenario, int index, int rank) {
 
 namespace {
 
+int member_of(const SetPlan& set, int rank) {
+  return static_cast<int>(std::lower_bound(set.ranks.begin(), set.ranks.end(), rank) - set.ranks.begin());
+}
+
+// Calls visit(place in C order, place in memory), in elements, for all elements of all tensors.
+template <typename Visit>
+void for_each_element(const OperationPlan& plan, const SetPlan& set, int rank, Visit visit) {
+  const std::vector<std::vector<std::int64_t>> strides = strides_of_tensors(plan, set, rank);
+  const std::vector<Shape> shapes = plan.shapes(member_of(set, rank));
+  std::int64_t first = 0;
+  for (std::size_t tensor = 0; tensor < shapes.size(); ++tensor) {
+    const Shape& shape = shapes[tensor];
+    const std::int64_t count = element_count(shape).value();
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::int64_t left = i;
+      std::int64_t place = 0;
+      for (std::size_t d = shape.size(); d-- > 0; left /= shape[d]) place += left % shape[d] * strides[tensor][d];
+      visit(first + i, first + place);
+    }
+    first += count;
+  }
+}
+
+}  // namespace
+
+std::vector<std::vector<std::int64_t>> strides_of_tensors(const OperationPlan& plan, const SetPlan& set, int rank) {
+  std::vector<std::vector<std::int64_t>> all;
+  Random random(Random::mix(plan.layout + (plan.layouts_differ && member_of(set, rank) % 2 == 1 ? 1 : 0)));
+  for (const Shape& shape : plan.shapes(member_of(set, rank))) {
+    std::vector<std::size_t> fastest_last(shape.size());
+    std::iota(fastest_last.begin(), fastest_last.end(), std::size_t{0});
+    if (plan.layout != 0) random.shuffle(fastest_last);
+    all.emplace_back(shape.size());
+    std::int64_t block = 1;
+    for (auto dimension = fastest_last.rbegin(); dimension != fastest_last.rend(); ++dimension) {
+      all.back()[*dimension] = block;
+      block *= shape[*dimension];
+    }
+  }
+  return all;
+}
+
+std::vector<std::byte> laid_out(const OperationPlan& plan, const SetPlan& set, int rank,
+                                std::span<const std::byte> tensors) {
+  std::vector<std::byte> memory(tensors.begin(), tensors.end());
+  if (plan.layout == 0) return memory;
+  const auto bytes = static_cast<std::int64_t>(size_of(plan.dtype));
+  for_each_element(plan, set, rank, [&](std::int64_t in_order, std::int64_t place) {
+    std::copy_n(tensors.data() + in_order * bytes, bytes, memory.data() + place * bytes);
+  });
+  return memory;
+}
+
+std::vector<std::byte> in_c_order(const OperationPlan& plan, const SetPlan& set, int rank,
+                                  std::span<const std::byte> memory) {
+  std::vector<std::byte> tensors(memory.begin(), memory.end());
+  if (plan.layout == 0) return tensors;
+  const auto bytes = static_cast<std::int64_t>(size_of(plan.dtype));
+  for_each_element(plan, set, rank, [&](std::int64_t in_order, std::int64_t place) {
+    std::copy_n(memory.data() + place * bytes, bytes, tensors.data() + in_order * bytes);
+  });
+  return tensors;
+}
+
+namespace {
+
 // What a member of an allgather gets: of each tensor the rows of all ranks.
 std::vector<std::byte> gathered(const Scenario& scenario, int index) {
   const OperationPlan& plan = scenario.operations[static_cast<std::size_t>(index)];

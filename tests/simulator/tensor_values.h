@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,15 @@ std::vector<std::byte> input_of(const Scenario& scenario, int index, int rank);
 
 /// Elements of each tensor that `rank` brings, as planned; none for operations without tensors.
 std::vector<std::size_t> counts_of(const OperationPlan& plan, const SetPlan& set, int rank);
+
+/// How `rank` lays out each tensor that it brings: strides in elements.
+std::vector<std::vector<std::int64_t>> strides_of_tensors(const OperationPlan& plan, const SetPlan& set, int rank);
+
+/// Tensors that lie one behind the other in C order, as `rank` lays them out; and back.
+std::vector<std::byte> laid_out(const OperationPlan& plan, const SetPlan& set, int rank,
+                                std::span<const std::byte> tensors);
+std::vector<std::byte> in_c_order(const OperationPlan& plan, const SetPlan& set, int rank,
+                                  std::span<const std::byte> memory);
 
 /// What a member must get, and how near it must come.
 class Reference {

@@ -199,7 +199,9 @@ void World::collect_resolved(int rank) {
     trace_.note(Trace::What::kResolved, rank, -1, static_cast<std::uint64_t>(index),
                 static_cast<std::uint64_t>(status.code()));
     Buffers& buffers = *operation.buffers;
-    const std::vector<std::byte>& result = plan.in_place ? buffers.input : buffers.output;
+    const SetPlan& members = scenario_.sets[static_cast<std::size_t>(plan.slot)];
+    const std::vector<std::byte>& memory = plan.in_place ? buffers.input : buffers.output;
+    const std::vector<std::byte> result = in_c_order(plan, members, rank, memory);
     ends_.on_resolved(rank, index, *operation.handle, result);
     if (status.ok()) {
       const ProcessSetId set = state.set_ids[static_cast<std::size_t>(plan.slot)];
@@ -299,7 +301,7 @@ TensorEntry World::make_entry(int rank, const OperationPlan& plan, int index, Op
   const SetPlan& set = scenario_.sets[static_cast<std::size_t>(plan.slot)];
   operation.buffers = std::make_shared<Buffers>();
   Buffers& buffers = *operation.buffers;
-  buffers.input = input_of(scenario_, index, rank);
+  buffers.input = laid_out(plan, set, rank, input_of(scenario_, index, rank));
   const bool own_output = plan.op == OpKind::kAllreduce || plan.op == OpKind::kBroadcast;
   if (own_output && !plan.in_place) buffers.output.assign(buffers.input.size(), std::byte{0xa5});
   TensorEntry entry;
@@ -317,6 +319,8 @@ TensorEntry World::make_entry(int rank, const OperationPlan& plan, int index, Op
   request.has_splits = plan.op == OpKind::kAlltoall;
   if (request.has_splits) request.splits = plan.splits[member];
   if (plan.op == OpKind::kProcessSetRemove) request.shape = {state.set_ids[static_cast<std::size_t>(plan.subject)]};
+  const std::vector<std::vector<std::int64_t>> strides = strides_of_tensors(plan, set, rank);
+  if (plan.layout != 0) request.order = memory_order(shapes.front(), strides.front()).value();
   if (plan.odd_rank == rank) make_odd(request, plan, set);
   entry.input = buffers.input.data();
   if (own_output) entry.output = plan.in_place ? buffers.input.data() : buffers.output.data();
@@ -324,7 +328,8 @@ TensorEntry World::make_entry(int rank, const OperationPlan& plan, int index, Op
   std::size_t offset = 0;
   for (std::size_t i = 1; i < counts.size(); ++i) {  // a group lies in one piece
     offset += counts[i - 1] * size_of(plan.dtype);
-    request.more.push_back({plan.dtype, shapes[i]});
+    const MemoryOrder order = plan.layout != 0 ? memory_order(shapes[i], strides[i]).value() : kCOrder;
+    request.more.push_back({plan.dtype, shapes[i], order});
     entry.more.push_back({entry.input + offset, own_output ? entry.output + offset : nullptr});
   }
   entry.handle = operation.handle;
@@ -434,7 +439,11 @@ Report World::run() {
   counts_.errors = ends_.errors();
   counts_.faults = faults_injected_;
   counts_.events = static_cast<std::int64_t>(schedule_.events_run());
-  for (const Rank& rank : ranks_) counts_.cache_hits += rank.runtime->statistics().cache_hits.value();
+  for (const Rank& rank : ranks_) {
+    const RuntimeStatistics statistics = rank.runtime->statistics();
+    counts_.cache_hits += statistics.cache_hits.value();
+    counts_.bytes_reordered += statistics.executor.bytes_reordered.value();
+  }
   report.counts = counts_;
   return report;
 }

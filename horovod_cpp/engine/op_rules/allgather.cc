@@ -41,6 +41,7 @@ constinit const OpRule kAllgatherRule{
     /*fusible=*/false,
     /*cacheable=*/true,
     /*groupable=*/true,
-    /*runs_with_joined=*/false, check, attributes::kRows, repeats, entry, as_rank_sent_it};
+    /*runs_with_joined=*/false,
+    /*any_order=*/false,        check, attributes::kRows, repeats, entry, as_rank_sent_it};
 
 }  // namespace hvd

@@ -27,7 +27,8 @@ constinit const OpRule kAllreduceRule{OpKind::kAllreduce,
                                       /*fusible=*/true,
                                       /*cacheable=*/true,
                                       /*groupable=*/true,
-                                      /*runs_with_joined=*/true, check,
+                                      /*runs_with_joined=*/true,
+                                      /*any_order=*/true,        check,
                                       attributes::kReduction,    attributes::repeats_alike,
                                       attributes::entry_alike,   attributes::recall_alike};
 

@@ -51,6 +51,7 @@ constinit const OpRule kAlltoallRule{
     /*fusible=*/false,
     /*cacheable=*/true,
     /*groupable=*/false,
-    /*runs_with_joined=*/false, check, attributes::kRows, repeats, attributes::entry_alike, attributes::recall_alike};
+    /*runs_with_joined=*/false,
+    /*any_order=*/false,        check, attributes::kRows, repeats, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

@@ -59,7 +59,8 @@ inline constexpr std::array kRows{Attribute{"number of tensors", tensors}, Attri
 /// Everything but the names of memory and of the call site.
 inline bool same_agreement(const Request& a, const Request& b) {
   return a.dtype == b.dtype && a.reduce_op == b.reduce_op && a.prescale == b.prescale && a.postscale == b.postscale &&
-         a.root_rank == b.root_rank && a.shape == b.shape && a.more == b.more && a.memory == b.memory;
+         a.root_rank == b.root_rank && a.shape == b.shape && a.order == b.order && a.more == b.more &&
+         a.memory == b.memory;
 }
 
 // For operations whose requests are alike on all ranks.
@@ -67,8 +68,17 @@ inline bool repeats_alike(const Request& request, const Request& agreed, const R
                           int /*index*/) {
   return same_agreement(request, agreed);
 }
+// Ranks may lay out a tensor differently in memory, as autograd does with gradients: then the call takes it in C order.
 inline ResponseEntry entry_alike(std::span<const Request* const> requests) {
-  return {requests.front()->key.name, requests.front()->shape, {}, 0, requests.front()->more};
+  const Request& first = *requests.front();
+  ResponseEntry entry{first.key.name, first.shape, {}, 0, first.more, first.order};
+  for (const Request* other : requests.subspan(1)) {
+    if (other->order != entry.order) entry.order = kCOrder;
+    for (std::size_t i = 0; i < std::min(entry.more.size(), other->more.size()); ++i) {
+      if (other->more[i].order != entry.more[i].order) entry.more[i].order = kCOrder;
+    }
+  }
+  return entry;
 }
 inline Request recall_alike(const Request& agreed, const ResponseEntry& /*entry*/, int /*index*/) { return agreed; }
 

@@ -12,6 +12,7 @@ constinit const OpRule kBarrierRule{
     /*fusible=*/false,
     /*cacheable=*/true,
     /*groupable=*/false,
-    /*runs_with_joined=*/true, check, {}, attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
+    /*runs_with_joined=*/true,
+    /*any_order=*/false,       check, {}, attributes::repeats_alike, attributes::entry_alike, attributes::recall_alike};
 
 }  // namespace hvd

@@ -23,7 +23,8 @@ constinit const OpRule kBroadcastRule{
     /*fusible=*/false,
     /*cacheable=*/true,
     /*groupable=*/false,
-    /*runs_with_joined=*/false, check, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    /*runs_with_joined=*/false,
+    /*any_order=*/true,         check, kAttributes, attributes::repeats_alike, attributes::entry_alike,
     attributes::recall_alike};
 
 }  // namespace hvd

@@ -25,6 +25,7 @@ struct OpRule {
   bool cacheable;
   bool groupable;         ///< several tensors may be one operation
   bool runs_with_joined;  ///< ranks that have joined take part, with tensors that change nothing
+  bool any_order;         ///< works on the memory of a tensor as a whole, in whatever order all ranks have it
   /// What the calling rank can know by itself. Texts do not repeat operation and tensor name.
   Status (*check)(const Request& request, const Membership& membership);
   /// What ranks must agree on.

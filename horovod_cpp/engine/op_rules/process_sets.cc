@@ -37,14 +37,16 @@ constinit const OpRule kProcessSetAddRule{
     /*fusible=*/false,
     /*cacheable=*/false,
     /*groupable=*/false,
-    /*runs_with_joined=*/false, check_add, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    /*runs_with_joined=*/false,
+    /*any_order=*/false,        check_add, kAttributes, attributes::repeats_alike, attributes::entry_alike,
     attributes::recall_alike};
 constinit const OpRule kProcessSetRemoveRule{
     OpKind::kProcessSetRemove,
     /*fusible=*/false,
     /*cacheable=*/false,
     /*groupable=*/false,
-    /*runs_with_joined=*/false, check_remove, kAttributes, attributes::repeats_alike, attributes::entry_alike,
+    /*runs_with_joined=*/false,
+    /*any_order=*/false,        check_remove, kAttributes, attributes::repeats_alike, attributes::entry_alike,
     attributes::recall_alike};
 
 }  // namespace hvd

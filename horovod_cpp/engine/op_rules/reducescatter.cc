@@ -22,7 +22,8 @@ constinit const OpRule kReducescatterRule{OpKind::kReducescatter,
                                           /*fusible=*/false,
                                           /*cacheable=*/true,
                                           /*groupable=*/true,
-                                          /*runs_with_joined=*/false, check,
+                                          /*runs_with_joined=*/false,
+                                          /*any_order=*/false,        check,
                                           attributes::kReduction,     attributes::repeats_alike,
                                           attributes::entry_alike,    attributes::recall_alike};
 

@@ -162,11 +162,17 @@ HVD_API int hvd_process_set_ranks(int32_t id, int32_t* ranks, int32_t capacity, 
 
 typedef struct hvd_tensor {
   void* data;
-  const int64_t* shape; /* `dimensions` sizes in elements; memory is dense, last dimension fastest */
+  const int64_t* shape; /* `dimensions` sizes in elements */
   int32_t dimensions;
   int32_t dtype;       /* hvd_dtype */
   int32_t memory_kind; /* hvd_memory_kind, the same for all tensors of an operation; so is: */
   int32_t device;      /* HVD_CUDA: number of the device, as this process sees it */
+  /* As many strides, in elements; NULL: C order, which is dense with the last dimension fastest. Allreduce and
+   * broadcast of HVD_HOST memory take the dimensions of a dense tensor in any order, the input and the output in the
+   * same: the memory is used as it lies where all ranks have the tensor in the same order, and copied where they do
+   * not. Else strides have to be those of C order. Those of dimensions of size 1, and of tensors without elements, do
+   * not count. hvd_enqueue answers others, and such with gaps or overlaps, with HVD_INVALID_ARGUMENT. */
+  const int64_t* strides;
 } hvd_tensor;
 
 typedef struct hvd_operation {
@@ -181,8 +187,8 @@ typedef struct hvd_operation {
   double prescale;            /* allreduce, reducescatter: factors before and after the reduction */
   double postscale;
   hvd_tensor input;  /* barrier: ignored; join: memory_kind and device say where to put what stands in for tensors */
-  hvd_tensor output; /* same shape and dtype as `input`, may be the same memory; broadcast: filled on every rank;
-                        allgather, reducescatter and alltoall: ignored (the handle has the output) */
+  hvd_tensor output; /* same shape, strides and dtype as `input`, may be the same memory; broadcast: filled on every
+                        rank; allgather, reducescatter and alltoall: ignored (the handle has the output) */
   void* keep_alive;  /* given to `release` when the engine needs the memory no more; may be NULL */
   void (*release)(void* keep_alive); /* called by a thread that is inside a function of this header, never by
                                         the background thread */
@@ -268,6 +274,7 @@ typedef struct hvd_statistics {
   int64_t cache_hits;                 /* requests that went out as a cache bit */
   int64_t background_cpu_nanoseconds; /* processor time of the background thread */
   int64_t background_wakeups;
+  int64_t bytes_reordered; /* of tensors that were copied into C order, as ranks lay them out differently in memory */
 } hvd_statistics;
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);
