@@ -62,9 +62,8 @@ Result<std::vector<std::vector<int>>> checked_sets(std::vector<std::vector<int>>
 // Ranks that wait for others in vain may have been given another list than these.
 Status with_members(const Status& status, const std::vector<int>& members) {
   if (members.empty()) return status;
-  return Status(status.code(),
-                fmt::format("{} (comm=[{}]: each of these ranks of the launch calls init with this list)",
-                            status.text(), fmt::join(members, ", ")));
+  return {status.code(), fmt::format("{} (comm=[{}]: each of these ranks of the launch calls init with this list)",
+                                     status.text(), fmt::join(members, ", "))};
 }
 
 std::string sets_text(const std::vector<std::vector<int>>& sets) {

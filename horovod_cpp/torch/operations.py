@@ -190,8 +190,9 @@ def start_group(
     place = place_of(places[0].source)
     if any(device_of(other.source) != place[0] for other in places):
         where = sorted({str(tensor.device) for tensor in tensors})
-        raise ValueError(
-            f"grouped {_OPERATION_NAMES[op]} of tensors on several devices ({name or 'unnamed'}): {', '.join(where)}"
+        raise exceptions.HorovodInternalError(
+            f"Tensors in list must be on same device. (grouped {_OPERATION_NAMES[op]}, {name or 'unnamed'}: "
+            f"{', '.join(where)})"
         )
     process_set_id = require_id(process_set)
     with _as_refusal(process_set_id):

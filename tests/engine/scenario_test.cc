@@ -291,32 +291,68 @@ TEST(Scenario, ANameInFlightIsRefusedAtTheCallAndTheFirstGoesOn) {
 // ---- process sets
 // ----------------------------------------------------------------------------------------------------
 
-TEST(Scenario, AnOperationOfASetThatThisRankIsNotInOrThatDoesNotExistIsRefusedAtTheCall) {
-  TestRank::Settings settings;
-  settings.process_sets = {{0, 2}};
-  run_ranks(
-      3,
-      [](TestRank& hvd) {
-        std::vector<float> memory(4, 1.0f);
-        if (hvd.rank() == 1) {
-          EXPECT_EQ(hvd.allreduce("x", memory, memory, ReduceOp::kSum, 1).text(),
-                    "allreduce: Rank 1 is not a member of the provided process set.");
-        } else {
-          expect_works(hvd, "x", 1);
-        }
-        EXPECT_EQ(hvd.allreduce("x", memory, memory, ReduceOp::kSum, 9).code(), StatusCode::kInvalidArgument);
-        TensorEntry entry = entry_of(OpKind::kBroadcast, "b", DataType::kFloat32, {4}, memory.data(), memory.data(),
-                                     hvd.rank() == 1 ? 0 : 1);
-        entry.request.root_rank = hvd.rank() == 1 ? 3 : 1;  // not in the set, or not in the job
-        const Status root = hvd.wait(hvd.enqueue(std::move(entry)));
-        EXPECT_EQ(root.code(), StatusCode::kInvalidArgument) << root.text();
-        expect_works(hvd, "after");
-      },
-      settings);
+// Each runs alone, and while each member of another set waits there for what the other one has not handed over.
+class ProcessSetScenario : public ::testing::TestWithParam<bool> {
+ protected:
+  // The first static set is the stuck one. When the test's own part is over its members hand over the rest.
+  static void run(int size, std::vector<std::vector<int>> process_sets, const std::vector<int>& stuck,
+                  const std::function<void(TestRank&)>& body) {
+    TestRank::Settings settings;
+    settings.process_sets = std::move(process_sets);
+    settings.process_sets.insert(settings.process_sets.begin(), stuck);
+    const bool is_stuck = GetParam();
+    const auto members = [&](TestRank& hvd) {
+      if (!is_stuck || std::find(stuck.begin(), stuck.end(), hvd.rank()) == stuck.end()) return body(hvd);
+      std::vector<std::vector<float>> values(stuck.size(), std::vector<float>(20'000, 1.0f));
+      const auto start = [&](std::size_t i) {
+        return hvd.allreduce_async(fmt::format("stuck {}", stuck[i]), values[i], values[i], ReduceOp::kSum, kStuck);
+      };
+      const auto own = static_cast<std::size_t>(std::find(stuck.begin(), stuck.end(), hvd.rank()) - stuck.begin());
+      std::vector<Result<HandleRef>> handles{start(own)};
+      ASSERT_TRUE(handles[0].ok()) << handles[0].status().text();
+      body(hvd);
+      EXPECT_FALSE(handles[0].value()->done());
+      ASSERT_TRUE(hvd.barrier("all have looked", kStuck).ok());
+      for (std::size_t i = 0; i < stuck.size(); ++i) {
+        if (i != own) handles.push_back(start(i));
+      }
+      for (const Result<HandleRef>& handle : handles) ASSERT_TRUE(hvd.wait(handle).ok()) << hvd.wait(handle).text();
+      for (const std::vector<float>& one : values) EXPECT_EQ(one.back(), static_cast<float>(stuck.size()));
+    };
+    const auto everyone = [&](TestRank& hvd) {
+      members(hvd);
+      ASSERT_TRUE(hvd.barrier("all are done").ok());  // the first shutdown ends what is in flight on all ranks
+    };
+    run_ranks(size, everyone, settings);
+  }
+
+  static constexpr ProcessSetId kStuck = 1;
+};
+
+INSTANTIATE_TEST_SUITE_P(Scenario, ProcessSetScenario, ::testing::Bool(),
+                         [](const auto& parameter) { return parameter.param ? "BesideAStuckSet" : "Alone"; });
+
+TEST_P(ProcessSetScenario, AnOperationOfASetThatThisRankIsNotInOrThatDoesNotExistIsRefusedAtTheCall) {
+  run(3, {{0, 2}}, /*stuck=*/{1, 2}, [](TestRank& hvd) {
+    std::vector<float> memory(4, 1.0f);
+    if (hvd.rank() == 1) {
+      EXPECT_EQ(hvd.allreduce("x", memory, memory, ReduceOp::kSum, 2).text(),
+                "allreduce: Rank 1 is not a member of the provided process set.");
+    } else {
+      expect_works(hvd, "x", 2);
+    }
+    EXPECT_EQ(hvd.allreduce("x", memory, memory, ReduceOp::kSum, 9).code(), StatusCode::kInvalidArgument);
+    TensorEntry entry = entry_of(OpKind::kBroadcast, "b", DataType::kFloat32, {4}, memory.data(), memory.data(),
+                                 hvd.rank() == 1 ? 0 : 2);
+    entry.request.root_rank = hvd.rank() == 1 ? 3 : 1;  // not in the set, or not in the job
+    const Status root = hvd.wait(hvd.enqueue(std::move(entry)));
+    EXPECT_EQ(root.code(), StatusCode::kInvalidArgument) << root.text();
+    expect_works(hvd, "after");
+  });
 }
 
-TEST(Scenario, SetsAreAddedUsedAndRemovedWhileOthersWork) {
-  run_ranks(4, [](TestRank& hvd) {
+TEST_P(ProcessSetScenario, SetsAreAddedUsedAndRemovedWhileOthersWork) {
+  run(4, {}, /*stuck=*/{1, 2}, [](TestRank& hvd) {
     for (int round = 0; round < 3; ++round) {
       const Result<ProcessSetId> even = hvd.add_process_set({0, 2});
       ASSERT_TRUE(even.ok()) << even.status().text();
@@ -334,35 +370,32 @@ TEST(Scenario, SetsAreAddedUsedAndRemovedWhileOthersWork) {
         ASSERT_TRUE(removed.ok()) << removed.text();
         EXPECT_EQ(hvd.runtime().process_set(id), nullptr);
       }
-      EXPECT_EQ(hvd.runtime().process_set_ids(), std::vector<ProcessSetId>{0});
+      EXPECT_EQ(hvd.runtime().process_set_ids(), (std::vector<ProcessSetId>{0, kStuck}));
     }
   });
 }
 
-TEST(Scenario, OverlappingSetsInOppositeOrdersDoNotBlockEachOther) {
-  TestRank::Settings settings;
-  settings.process_sets = {{0, 1}, {1, 2}, {0, 2}};
-  run_ranks(
-      3,
-      [](TestRank& hvd) {
-        for (int round = 0; round < 30; ++round) {
-          std::vector<std::vector<float>> values(4, std::vector<float>(30'000, 1.0f));
-          std::vector<Result<HandleRef>> handles;
-          std::vector<int> sets;
-          for (int step = 0; step < 4; ++step) {
-            const int set = hvd.rank() % 2 == 0 ? step : 3 - step;
-            if (!hvd.runtime().process_set(static_cast<ProcessSetId>(set))->contains(hvd.rank())) continue;
-            auto& tensor = values[static_cast<std::size_t>(set)];
-            handles.push_back(hvd.allreduce_async("x", tensor, tensor, ReduceOp::kSum, static_cast<ProcessSetId>(set)));
-            sets.push_back(set);
-          }
-          for (std::size_t i = 0; i < handles.size(); ++i) {
-            ASSERT_TRUE(hvd.wait(handles[i]).ok()) << hvd.wait(handles[i]).text();
-            ASSERT_EQ(values[static_cast<std::size_t>(sets[i])].back(), sets[i] == 0 ? 3.0f : 2.0f);
-          }
-        }
-      },
-      settings);
+TEST_P(ProcessSetScenario, OverlappingSetsInOppositeOrdersDoNotBlockEachOther) {
+  run(4, {{0, 1}, {1, 2}, {0, 2}}, /*stuck=*/{2, 3}, [](TestRank& hvd) {
+    for (int round = 0; round < 30; ++round) {
+      std::vector<std::vector<float>> values(4, std::vector<float>(30'000, 1.0f));
+      std::vector<Result<HandleRef>> handles;
+      std::vector<int> places;
+      for (int step = 0; step < 4; ++step) {
+        // The set of all, then 2, 3 and 4.
+        const int place = hvd.rank() % 2 == 0 ? step : 3 - step;
+        const int set = place == 0 ? 0 : place + 1;
+        if (!hvd.runtime().process_set(static_cast<ProcessSetId>(set))->contains(hvd.rank())) continue;
+        auto& tensor = values[static_cast<std::size_t>(place)];
+        handles.push_back(hvd.allreduce_async("x", tensor, tensor, ReduceOp::kSum, static_cast<ProcessSetId>(set)));
+        places.push_back(place);
+      }
+      for (std::size_t i = 0; i < handles.size(); ++i) {
+        ASSERT_TRUE(hvd.wait(handles[i]).ok()) << hvd.wait(handles[i]).text();
+        ASSERT_EQ(values[static_cast<std::size_t>(places[i])].back(), places[i] == 0 ? 4.0f : 2.0f);
+      }
+    }
+  });
 }
 
 // ---- the end of a job

@@ -9,6 +9,8 @@ import torch
 from reference import OPS, all_inputs, assert_reduced, assert_same_on_all_ranks, rank_input, reduced
 
 import horovod_cpp.torch as hvd
+from horovod_cpp.torch import operations
+from horovod_cpp.torch.streams import HOST
 
 SHAPES = [(17,), (), (3, 17, 7), (0,), (40_000,), (5,)]
 MIXED = [torch.float32, torch.float64, torch.int64, torch.float16, torch.float32, torch.float32]
@@ -98,6 +100,16 @@ def test_refusals() -> None:
         hvd.grouped_allgather([torch.ones(2), torch.tensor(1.0)])
     with pytest.raises(ValueError, match="Reducescatter does not support scalar inputs"):
         hvd.grouped_reducescatter([torch.ones(2), torch.tensor(1.0)])
+
+
+@pytest.mark.parametrize("form", ["allreduce", "allreduce_", "allgather", "reducescatter"])
+def test_tensors_on_several_devices_are_no_group(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where there is one device only, a tensor has to pretend that it is on another one.
+    elsewhere = torch.ones(2)
+    monkeypatch.setattr(operations, "device_of", lambda tensor: 5 if tensor is elsewhere else HOST)
+    with pytest.raises(hvd.HorovodInternalError, match=r"^Tensors in list must be on same device\. .*devices: cpu"):
+        getattr(hvd, f"grouped_{form}")([torch.ones(2), elsewhere], name="devices")
+    hvd.barrier()
 
 
 @pytest.mark.parametrize("rows", [3, 20_000], ids=["packed", "one by one"])

@@ -378,25 +378,39 @@ def test_a_new_job_reduces_nothing_of_the_one_that_ended(options: str, how: str)
         assert_same_on_all_ranks(parameter)
 
 
-def test_a_gradient_in_flight_outlives_its_optimizer_until_the_job_has_ended() -> None:
+def gradient_in_flight_of_an_optimizer_that_is_gone() -> weakref.ref[torch.Tensor]:
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), [("forgotten", model.weight)])
+    model(own_input()).sum().backward()
+    assert optimizer._reduction.gradients[model.weight].pending is not None
+    return weakref.ref(model.weight.grad)
+
+
+@pytest.mark.parametrize("end", ["the job ends", "ranks disagree"])
+def test_a_gradient_in_flight_outlives_its_optimizer_until_the_reduction_has_failed(end: str) -> None:
     several_ranks()
     gradients: list[weakref.ref[torch.Tensor]] = []
 
     def work() -> None:
-        model = linear_model()
-        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters())
-        model(own_input()).sum().backward()
-        assert optimizer._reduction.gradients[model.weight].pending is not None
-        gradients.append(weakref.ref(model.weight.grad))
-        del model, optimizer
+        gradients.append(gradient_in_flight_of_an_optimizer_that_is_gone())
         gc.collect()
         # Nobody but the engine has it now, and may still send it.
         assert gradients[0]() is not None
 
-    end_the_job_with_reductions_in_flight(work)
+    if end == "the job ends":
+        end_the_job_with_reductions_in_flight(work)
+        hvd.init(process_sets="dynamic")
+    else:
+        if hvd.rank() == 0:
+            work()
+        hvd.barrier()
+        if hvd.rank() > 0:
+            with pytest.raises(hvd.HorovodInternalError, match="'forgotten'"):
+                hvd.allreduce(torch.ones(1), name="forgotten")
+        hvd.allreduce(torch.ones(1))
+        hvd.barrier()  # what is not needed any more is let go of by the next calls
     gc.collect()
     assert all(gradient() is None for gradient in gradients)
-    hvd.init(process_sets="dynamic")
 
 
 def test_a_group_added_later_is_reduced() -> None:

@@ -129,3 +129,27 @@ def test_bad_input_is_an_error_on_every_rank() -> None:
         with pytest.raises(hvd.HorovodInternalError, match="mismatched shape"):
             layer(torch.ones(4, 6 + hvd.rank()))
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
+def test_ranks_outside_its_process_set_do_not_count() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs a rank outside of a set of two")
+    pair = hvd.add_process_set([0, 2])
+    members = [0, 2] if hvd.rank() in (0, 2) else [hvd.rank()]
+    parts = [torch.full((2 + rank, 6), float(rank), dtype=torch.float64) for rank in range(hvd.size())]
+    parts = [part + torch.arange(part.numel(), dtype=torch.float64).reshape(part.shape) ** 2 for part in parts]
+    whole = torch.cat([parts[rank] for rank in members]).requires_grad_()
+    expected = plain(()).double()(whole)
+    own = parts[hvd.rank()].clone().requires_grad_()
+    layer = hvd.SyncBatchNorm(6, process_set=pair) if len(members) == 2 else plain(())
+    got = layer.double()(own)
+    first = sum(len(parts[rank]) for rank in members if rank < hvd.rank())
+    torch.testing.assert_close(got, expected[first : first + len(own)], rtol=1e-9, atol=1e-9)
+    weights = torch.arange(float(whole.numel()), dtype=torch.float64).reshape(whole.shape)
+    (expected * weights).sum().backward()
+    (got * weights[first : first + len(own)]).sum().backward()
+    assert own.grad is not None and whole.grad is not None
+    torch.testing.assert_close(own.grad, whole.grad[first : first + len(own)], rtol=1e-9, atol=1e-9)
+    hvd.barrier()
+    assert hvd.remove_process_set(pair)
