@@ -1,10 +1,16 @@
-// An allocator that keeps the memory of single objects for the next ones, for what every operation needs anew.
+// What every operation needs anew and is used again: memory of single objects, and objects with the room that they
+// have.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <mutex>
 #include <new>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "common/guarded.h"
 
 namespace hvd {
 
@@ -55,6 +61,37 @@ class Recycled {
     static auto* const instance = new Kept;  // never destroyed: objects may outlive static destructors
     return *instance;
   }
+};
+
+/// Objects that were given back, for the next who needs one. Any thread; at most kMost are kept.
+template <typename T>
+class Spares {
+ public:
+  Spares() {
+    kept_.with([](auto& kept) { kept.reserve(kMost); });
+  }
+
+  std::optional<T> take() {
+    return kept_.with([](auto& kept) {
+      std::optional<T> last;
+      if (!kept.empty()) {
+        last.emplace(std::move(kept.back()));
+        kept.pop_back();
+      }
+      return last;
+    });
+  }
+
+  /// Does not allocate; `spare` has let go of all that must not live on.
+  void keep(T spare) {
+    kept_.with([&](auto& kept) {
+      if (kept.size() < kMost) kept.push_back(std::move(spare));
+    });
+  }
+
+ private:
+  static constexpr std::size_t kMost = 1024;  // as many as are in flight at a time in a step of most networks
+  Guarded<std::vector<T>> kept_;
 };
 
 }  // namespace hvd

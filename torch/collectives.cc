@@ -80,10 +80,13 @@ Handle start_alltoall(const at::Tensor& tensor, std::span<const std::int64_t> sp
 
 }  // namespace
 
+void Handle::require(const Site& site) const {
+  if (valid()) return;
+  hvd::detail::raise(StatusCode::kPrecondition, "wait", "the handle is empty: its result has been taken", site);
+}
+
 at::Tensor Handle::wait(Site site) {
-  if (!valid()) {
-    hvd::detail::raise(StatusCode::kPrecondition, "wait", "the handle is empty: its result has been taken", site);
-  }
+  require(site);
   const std::shared_ptr<hvd::detail::Operation> operation = std::exchange(operation_, nullptr);
   operation->wait();
   hvd_handle* const handle = operation->get();

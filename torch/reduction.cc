@@ -230,13 +230,21 @@ void GradientReduction::State::start(Gradient& gradient) {
   if (!grad.defined()) grad = at::zeros_like(gradient.parameter);
   if (grad.layout() != at::kStrided) grad = grad.to_dense();
   gradient.passes_left = 0;
-  gradient.reduced = grad;
   gradient.sent = plain(compressed(grad, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
     gradient.operation = std::make_shared<hvd::detail::Operation>(
         submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));
-  } else if (++gradient.group->ready == gradient.group->members.size()) {
+    gradient.reduced = grad;  // last: after a refusal synchronize() tries again
+    return;
+  }
+  gradient.reduced = grad;
+  if (++gradient.group->ready < gradient.group->members.size()) return;
+  try {
     start_group(*gradient.group);
+  } catch (...) {
+    for (Gradient* member : gradient.group->members) member->reduced = at::Tensor();
+    gradient.group->ready = 0;
+    throw;
   }
 }
 

@@ -46,39 +46,7 @@ Current& current() {
   return *instance;
 }
 
-// Handles that were given back, with the room that they have: operations come by the hundred in each training step.
-class SpareHandles {
- public:
-  SpareHandles() {
-    kept_.with([](auto& kept) { kept.reserve(kMost); });
-  }
-
-  std::unique_ptr<hvd_handle> take() {
-    std::unique_ptr<hvd_handle> handle = kept_.with([](auto& kept) {
-      std::unique_ptr<hvd_handle> last;
-      if (!kept.empty()) {
-        last = std::move(kept.back());
-        kept.pop_back();
-      }
-      return last;
-    });
-    return handle ? std::move(handle) : std::make_unique<hvd_handle>();
-  }
-
-  void give_back(std::unique_ptr<hvd_handle> handle) {
-    handle->state.reset();
-    handle->session.reset();
-    handle->outputs.clear();
-    handle->dimensions.clear();
-    kept_.with([&](auto& kept) {
-      if (kept.size() < kMost) kept.push_back(std::move(handle));
-    });
-  }
-
- private:
-  static constexpr std::size_t kMost = 1024;
-  hvd::Guarded<std::vector<std::unique_ptr<hvd_handle>>> kept_;
-};
+using SpareHandles = hvd::Spares<std::unique_ptr<hvd_handle>>;
 
 SpareHandles& spare_handles() {
   static auto* instance = new SpareHandles;  // as `current`
@@ -295,7 +263,8 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
   HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
   HVD_RETURN_IF_ERROR(read_orders(operation, entry.request));
-  std::unique_ptr<hvd_handle> made = spare_handles().take();
+  std::unique_ptr<hvd_handle> made = spare_handles().take().value_or(nullptr);
+  if (!made) made = std::make_unique<hvd_handle>();
   made->state = std::allocate_shared<hvd::HandleState>(hvd::Recycled<hvd::HandleState>());
   made->session = here;
   take_memory(operation, entry, *made);
@@ -554,7 +523,13 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
 }
 
 void hvd_handle_destroy(hvd_handle* handle) {
-  if (handle != nullptr) spare_handles().give_back(std::unique_ptr<hvd_handle>(handle));
+  if (handle == nullptr) return;
+  std::unique_ptr<hvd_handle> owned(handle);
+  owned->state.reset();
+  owned->session.reset();
+  owned->outputs.clear();
+  owned->dimensions.clear();
+  spare_handles().keep(std::move(owned));
 }
 
 void hvd_collect_released(void) {

@@ -6,21 +6,7 @@
 
 namespace hvd {
 
-namespace {
-
-// As many as are in flight at a time in a training step of most networks.
-constexpr std::size_t kMostSpare = 1024;
-
-}  // namespace
-
-TensorEntry TensorQueue::blank() {
-  return state_.with([](State& state) {
-    if (state.spare_entries.empty()) return TensorEntry();
-    TensorEntry entry = std::move(state.spare_entries.back());
-    state.spare_entries.pop_back();
-    return entry;
-  });
-}
+TensorEntry TensorQueue::blank() { return spare_entries_.take().value_or(TensorEntry()); }
 
 void TensorQueue::reuse(TensorEntry entry) {
   TensorEntry blank;
@@ -28,9 +14,7 @@ void TensorQueue::reuse(TensorEntry entry) {
   blank.request.shape = std::move(entry.request.shape);
   blank.request.key.name.clear();
   blank.request.shape.clear();
-  state_.with([&](State& state) {
-    if (state.spare_entries.size() < kMostSpare) state.spare_entries.push_back(std::move(blank));
-  });
+  spare_entries_.keep(std::move(blank));
 }
 
 Status TensorQueue::push(TensorEntry entry, const CallSite& call_site) {
@@ -53,13 +37,11 @@ Status TensorQueue::push(TensorEntry entry, const CallSite& call_site) {
     }
     if (!call_site.file.empty()) entry.request.call_site = intern(state, call_site);
     if (key.op == OpKind::kJoin) state.joining = true;
-    if (state.spare_nodes.empty()) {
-      state.fresh.push_back(state.waiting.insert(std::move(entry)).first);
+    if (std::optional<Waiting::node_type> node = spare_nodes_.take()) {
+      node->value() = std::move(entry);
+      state.fresh.push_back(state.waiting.insert(std::move(*node)).position);
     } else {
-      Waiting::node_type node = std::move(state.spare_nodes.back());
-      state.spare_nodes.pop_back();
-      node.value() = std::move(entry);
-      state.fresh.push_back(state.waiting.insert(std::move(node)).position);
+      state.fresh.push_back(state.waiting.insert(std::move(entry)).first);
     }
     has_new_.store(true);
     return {};
@@ -127,7 +109,7 @@ std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
 TensorEntry TensorQueue::take_out(State& state, Waiting::const_iterator place) {
   Waiting::node_type node = state.waiting.extract(place);
   TensorEntry entry = std::move(node.value());
-  if (state.spare_nodes.size() < kMostSpare) state.spare_nodes.push_back(std::move(node));
+  spare_nodes_.keep(std::move(node));
   return entry;
 }
 

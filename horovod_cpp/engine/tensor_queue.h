@@ -13,6 +13,7 @@
 
 #include "common/clock.h"
 #include "common/guarded.h"
+#include "common/recycled.h"
 #include "horovod_cpp/engine/control_plane.h"
 #include "horovod_cpp/engine/handle_state.h"
 #include "ops/device/device_events.h"
@@ -106,18 +107,18 @@ class TensorQueue {
     std::uint64_t epoch = 0;
     bool joining = false;  // a join waits: meanwhile nothing else is taken in
     Status closed;
-    std::vector<Waiting::node_type> spare_nodes;  // with nothing in them
-    std::vector<TensorEntry> spare_entries;
   };
 
   static std::uint32_t intern(State& state, const CallSite& call_site);
   /// Takes an entry out, and keeps what it lay in for the next one.
-  static TensorEntry take_out(State& state, Waiting::const_iterator place);
+  TensorEntry take_out(State& state, Waiting::const_iterator place);
   /// Takes out the entries that `wanted` says yes to.
   template <typename Wanted>
   std::vector<TensorEntry> take_if(State& state, Wanted wanted);
 
   Guarded<State> state_;
+  Spares<Waiting::node_type> spare_nodes_;  // with nothing in them
+  Spares<TensorEntry> spare_entries_;
   std::atomic<bool> has_new_{false};               // fresh is not empty; changes with the lock held
   std::vector<Waiting::const_iterator> taken_up_;  // by drain(), which keeps its room
 };

@@ -80,7 +80,11 @@ def _start_plain(
     """The short way for tensors that lie in host memory as they are; None for others."""
     if tensor.is_neg():
         return None
-    target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
+    target = tensor
+    if not in_place:
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            return None  # before memory is made that nobody would use
+        target = torch.empty_like(tensor, requires_grad=False)
     process_set_id = require_id(process_set)
     try:
         handle = _core.enqueue_plain(

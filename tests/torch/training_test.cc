@@ -245,6 +245,31 @@ TEST(Training, ThreadsMayRunBackwardAtOnce) {
   }
 }
 
+// A rank whose backward fails, its gradient's name being in flight, steps with the others once that is over.
+TEST(Training, ARefusedReductionIsStartedByTheStep) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
+  for (const int groups : {0, 1}) {
+    Tensor weight = torch::ones({4}, torch::TensorOptions(torch::kFloat64).requires_grad(true));
+    const hvd::torch::NamedTensors named{{"refused.weight", weight}};
+    DistributedOptimizer<optim::SGD> optimizer(named, optim::SGDOptions(1.0), {.group_count = groups});
+    const std::string name = groups == 0 ? "refused.weight" : "group.0.refused.weight";
+    const auto backward = [&] { (weight * static_cast<double>(hvd::rank() + 1)).sum().backward(); };
+    hvd::torch::Handle blocking;
+    if (hvd::rank() == 0) {
+      blocking = hvd::torch::allreduce_async(torch::ones({4}, torch::kFloat64), {.name = name});
+      EXPECT_THROW(backward(), hvd::InvalidArgument);
+    }
+    hvd::barrier();
+    if (hvd::rank() != 0) blocking = hvd::torch::allreduce_async(torch::ones({4}, torch::kFloat64), {.name = name});
+    blocking.wait();
+    EXPECT_THROW(static_cast<void>(blocking.done()), hvd::PreconditionError) << "its result has been taken";
+    if (hvd::rank() != 0) backward();
+    optimizer.step();
+    const double mean = (hvd::size() + 1) / 2.0;
+    EXPECT_NEAR(weight[0].item<double>(), 1.0 - mean, 1e-12) << groups << " groups";
+  }
+}
+
 TEST(Training, BadOptionsAndNamesAreRefused) {
   nn::Sequential model = make_model(1);
   const auto make = [&](const DistributedOptions& options) {

@@ -32,8 +32,7 @@ void load(Value& value, From&&... from);
 
 namespace hvd::torch {
 
-// ---- collectives
-// -----------------------------------------------------------------------------------------------------
+// ---- collectives ----------------------------------------------------------------------------------------------------
 
 /// An operation on tensors in flight. Move-only; any thread, one at a time. The library keeps the tensors, so a handle
 /// may be dropped; the operation goes on then.
@@ -48,7 +47,10 @@ class [[nodiscard]] Handle {
 
   bool valid() const { return operation_ != nullptr; }
   /// Whether wait() would not block.
-  bool done() const { return operation_->done(); }
+  bool done(std::source_location site = std::source_location::current()) const {
+    require(site);
+    return operation_->done();
+  }
   /// Blocks until the operation is done (on CUDA: in line on the device) and gives its result, once: the tensor itself
   /// for an in-place operation, a new one otherwise.
   at::Tensor wait(std::source_location site = std::source_location::current());
@@ -56,6 +58,8 @@ class [[nodiscard]] Handle {
   const std::vector<std::int64_t>& received_splits() const { return received_splits_; }
 
  private:
+  void require(const std::source_location& site) const;
+
   std::shared_ptr<hvd::detail::Operation> operation_;  // shared with the tensor, where the library made the output
   at::Tensor source_, target_, copy_to_;
   std::vector<std::int64_t> received_splits_;
@@ -98,8 +102,7 @@ at::Tensor alltoall(const at::Tensor& tensor, std::span<const std::int64_t> spli
 Handle alltoall_async(const at::Tensor& tensor, std::span<const std::int64_t> splits = {},
                       const CollectiveOptions& options = {}, Site site = Site::current());
 
-// ---- a training program
-// ----------------------------------------------------------------------------------------------
+// ---- a training program ---------------------------------------------------------------------------------------------
 
 /// Where this rank computes: CUDA device number local_rank() where the machine has so many, otherwise the CPU.
 at::Device device();
@@ -219,8 +222,7 @@ class MeanMetric {
   double count_ = 0;
 };
 
-// ---- the optimizer
-// ---------------------------------------------------------------------------------------------------
+// ---- the optimizer --------------------------------------------------------------------------------------------------
 
 /// What travels in place of float32 and float64 gradients.
 enum class Compression : std::uint8_t { kNone, kFp16, kBf16 };
