@@ -21,6 +21,10 @@ struct ByteRingControl {
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
+/// Position 0 lies so far into the memory: behind a header of 48 bytes a payload then starts a cache line, and no store
+/// of a copy meets two of them (a fifth of the speed of large copies).
+inline constexpr std::size_t kRingShiftBytes = 16;
+
 class ByteRingWriter {
  public:
   /// `memory` has a power of two of bytes.
@@ -35,7 +39,7 @@ class ByteRingWriter {
       blocked_ = false;
       control_.writer_blocked.store(0);
     }
-    const std::size_t start = static_cast<std::size_t>(written_) & (memory_.size() - 1);
+    const std::size_t start = static_cast<std::size_t>(written_ + kRingShiftBytes) & (memory_.size() - 1);
     const std::size_t first = std::min(count, memory_.size() - start);
     std::memcpy(memory_.data() + start, bytes.data(), first);
     if (count > first) std::memcpy(memory_.data(), bytes.data() + first, count - first);
@@ -79,7 +83,7 @@ class ByteRingReader {
   std::span<const std::byte> peek() {
     const std::uint64_t available = control_.written.load() - consumed_;
     if (available == 0 || available > memory_.size()) return {};
-    const std::size_t start = static_cast<std::size_t>(consumed_) & (memory_.size() - 1);
+    const std::size_t start = static_cast<std::size_t>(consumed_ + kRingShiftBytes) & (memory_.size() - 1);
     return memory_.subspan(start, std::min<std::size_t>(available, memory_.size() - start));
   }
   void consume(std::size_t count) {

@@ -33,7 +33,7 @@ struct FrameHeader {
 
 inline constexpr std::size_t kFrameHeaderBytes = 48;
 /// Frames start at multiples of this on their stream, so that payloads are aligned in ring memory.
-inline constexpr std::size_t kFrameAlignment = 16;
+inline constexpr std::size_t kFrameAlignment = 64;
 inline constexpr std::uint64_t kMaxControlBytes = std::uint64_t{256} << 20;
 
 using EncodedHeader = std::array<std::byte, kFrameHeaderBytes>;
@@ -47,7 +47,7 @@ std::uint32_t checksum(std::span<const std::byte> bytes);
 
 /// Zero bytes that follow a payload of `bytes`.
 constexpr std::size_t padding_after(std::uint64_t bytes) {
-  return static_cast<std::size_t>((kFrameAlignment - bytes % kFrameAlignment) % kFrameAlignment);
+  return static_cast<std::size_t>((kFrameAlignment - (kFrameHeaderBytes + bytes) % kFrameAlignment) % kFrameAlignment);
 }
 
 /// Payload bytes that follow the header itself.

@@ -7,12 +7,14 @@
 #include <utility>
 
 #include "common/check.h"
+#include "ops/transport/byte_ring.h"
 
 namespace hvd {
 namespace {
 
 constexpr std::size_t kInlinePayload = 1024;  // up to here a payload is copied behind its header: one write
 constexpr std::array<std::byte, kFrameAlignment> kPadding{};
+static_assert((kRingShiftBytes + kFrameHeaderBytes) % kFrameAlignment == 0, "payloads are to be aligned");
 
 TransferKey key_of(const FrameHeader& header) { return {header.process_set, header.channel, header.sequence}; }
 
@@ -26,6 +28,11 @@ std::vector<std::byte> head_with_payload(const FrameHeader& header, std::span<co
   std::memcpy(head.data(), encoded.data(), encoded.size());
   if (!payload.empty()) std::memcpy(head.data() + encoded.size(), payload.data(), payload.size());
   return head;
+}
+
+std::vector<std::byte> head_alone(const FrameHeader& header) {
+  const EncodedHeader encoded = encode(header);
+  return {encoded.begin(), encoded.end()};
 }
 
 }  // namespace
@@ -115,7 +122,7 @@ void StreamTransport::queue_data(Peer& peer, FrameKind kind, const TransferRef& 
     peer.data_out.push_back({head_with_payload(header, {transfer->data, transfer->bytes}), nullptr});
     transfer->complete({});
   } else {
-    peer.data_out.push_back({head_with_payload(header, {}), transfer, padding_after(transfer->bytes)});
+    peer.data_out.push_back({head_alone(header), transfer, padding_after(transfer->bytes)});
   }
   write(peer);
 }

@@ -51,7 +51,7 @@ std::string random_name() {
 }  // namespace
 
 Result<std::unique_ptr<ShmConnector>> ShmConnector::create(int rank, int size, std::string job_token,
-                                                           std::size_t ring_bytes) {
+                                                           std::optional<std::size_t> ring_bytes) {
   Result<std::unique_ptr<ShmWakeup>> wakeup = ShmWakeup::create();
   if (!wakeup) return wakeup.status();
   std::string name = random_name();
@@ -61,7 +61,7 @@ Result<std::unique_ptr<ShmConnector>> ShmConnector::create(int rank, int size, s
   self.rank = rank;
   self.size = size;
   self.job_token = std::move(job_token);
-  self.ring_bytes = std::bit_ceil(ring_bytes);
+  self.ring_bytes = std::bit_ceil(ring_bytes.value_or(ring_bytes_for(size)));
   self.uid = ::geteuid();
   self.process = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
   self.wakeup = std::move(wakeup).value();

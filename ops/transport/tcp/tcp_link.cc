@@ -10,6 +10,7 @@
 #include <new>
 #include <utility>
 
+#include "ops/transport/byte_ring.h"
 #include "ops/transport/frame.h"
 #include "ops/transport/tcp/socket.h"
 
@@ -100,7 +101,7 @@ std::size_t TcpLink::write_some(std::span<const std::byte> bytes) {
 
 std::span<const std::byte> TcpLink::peek() {
   if (begin_ == end_ && readable_) {
-    begin_ = end_ = static_cast<std::size_t>(position_ % kFrameAlignment);
+    begin_ = end_ = static_cast<std::size_t>((position_ + kRingShiftBytes) % kFrameAlignment);
     end_ += receive({buffer_.get() + begin_, kBufferBytes - begin_});
   }
   return {buffer_.get() + begin_, end_ - begin_};

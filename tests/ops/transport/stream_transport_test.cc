@@ -395,7 +395,8 @@ TEST(StreamTransportHeader, KeepsEveryField) {
   EXPECT_EQ(back.value().sequence, header.sequence);
   EXPECT_EQ(back.value().bytes, header.bytes);
   EXPECT_EQ(back.value().payload_crc, header.payload_crc);
-  for (const std::uint64_t bytes : {0, 1, 15, 16, 17, 4095}) EXPECT_EQ((bytes + padding_after(bytes)) % 16, 0u);
+  for (const std::uint64_t bytes : {0, 1, 15, 16, 17, 4095})
+    EXPECT_EQ((kFrameHeaderBytes + bytes + padding_after(bytes)) % kFrameAlignment, 0u);
 }
 
 TEST_F(StreamTransportTest, BytesThatAreNoFrameAreALostPeer) {
