@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from horovod_cpp import _core
@@ -16,6 +16,12 @@ from horovod_cpp.common import exceptions, knobs, process_sets
 from horovod_cpp.common.process_sets import ProcessSet
 
 _last_arguments: dict[str, Any] = {}
+_job_starts: list[Callable[[], None]] = []
+
+
+def when_a_job_starts(call: Callable[[], None]) -> None:
+    """Have `call` called by each `init` that joined a job, on its thread."""
+    _job_starts.append(call)
 
 
 def init(
@@ -49,8 +55,11 @@ def init(
         raise exceptions.HorovodInternalError(str(error)) from None
     except _core.Error as error:
         raise exceptions.initialization_error(error) from None
-    if is_first and rank() == 0:
-        knobs.warn_of_unread()
+    if is_first:
+        for call in _job_starts:
+            call()
+        if rank() == 0:
+            knobs.warn_of_unread()
     _bind(sets)
 
 

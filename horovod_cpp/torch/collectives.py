@@ -33,6 +33,7 @@ Max = _core.MAX
 Product = _core.PRODUCT
 
 _handles: dict[int, Waitable] = {}
+basics.when_a_job_starts(_handles.clear)  # what is left of a former job failed with it, and holds its tensors
 _next_handle = itertools.count()
 
 
@@ -329,8 +330,8 @@ def synchronize(handle: int) -> Any:
     """Block until the operation is done and give the handle back.
 
     Returns: the output; for an in-place operation the tensor itself, for a grouped one a list of tensors, for an
-        alltoall with splits the output and the received splits. None for a handle that is not known, or was
-        synchronised already.
+        alltoall with splits the output and the received splits. None for a handle that is not known, was synchronised
+        already, or is of a job before the last `init`.
     Raises: HorovodInternalError if the operation failed. Ctrl-C ends the wait only: the handle stays good.
     """
     pending = _handles.pop(handle, None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 
 import pytest
 import torch
@@ -69,6 +71,27 @@ def test_shutdown_ends_what_is_in_flight_on_all_ranks() -> None:
     with pytest.raises(hvd.HorovodInternalError):
         hvd.synchronize(handle)
     hvd.shutdown()
+
+
+@pytest.mark.skipif(launched_rank_and_size()[1] == 1, reason="one rank is done at once")
+def test_the_next_job_forgets_handles_that_nobody_synchronised() -> None:
+    def start() -> tuple[int, weakref.ref[torch.Tensor]]:
+        tensor = torch.ones(100)
+        return hvd.allreduce_async(tensor, name="forgotten"), weakref.ref(tensor)
+
+    handle, tensor = start() if hvd.rank() == 0 else (None, None)
+    hvd.barrier()
+    hvd.shutdown()
+    if handle is not None:
+        assert hvd.poll(handle), "it failed with its job"
+    hvd.init()
+    if handle is not None and tensor is not None:
+        with pytest.raises(ValueError, match="was not created or has been cleared"):
+            hvd.poll(handle)
+        assert hvd.synchronize(handle) is None
+        gc.collect()
+        assert tensor() is None
+    hvd.barrier()
 
 
 def test_static_process_sets() -> None:
