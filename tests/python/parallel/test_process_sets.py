@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from reference import all_inputs, assert_reduced, reduced
+from test_adasum import adasum_of_all
 
 import horovod_cpp.torch as hvd
 
@@ -53,6 +54,13 @@ def test_sets_know_their_ranks(even_and_odd: Sets) -> None:
         else:
             with pytest.raises(ValueError, match="Process is not part of provided process set"):
                 process_set.rank()
+
+
+def test_adasum_of_a_part_of_the_ranks(even_and_odd: Sets) -> None:
+    inputs = all_inputs((1003,), torch.float64)
+    output = hvd.allreduce(inputs[hvd.rank()], op=hvd.Adasum, process_set=mine(even_and_odd))
+    expected = adasum_of_all(inputs[hvd.rank() % 2 :: 2])
+    assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_operations_stay_in_their_set(even_and_odd: Sets) -> None:
