@@ -13,20 +13,13 @@
 
 #include "common/recycled.h"
 #include "horovod_cpp/engine/c_api_errors.h"
-#include "horovod_cpp/engine/op_rules/op_rule.h"
+#include "horovod_cpp/engine/c_api_operation.h"
 #include "horovod_cpp/engine/session.h"
 
 struct hvd_handle {
   hvd::HandleRef state;
   std::shared_ptr<hvd::Session> session;
-  struct CallerTensor {  // where the caller gave the memory of the output
-    std::byte* data = nullptr;
-    std::size_t bytes = 0;
-    std::size_t first_dimension = 0;  // in `dimensions`
-    std::size_t dimensions = 0;
-  };
-  std::vector<CallerTensor> outputs;
-  std::vector<std::int64_t> dimensions;  // of all outputs
+  hvd::c_api::CallerOutputs outputs;
 };
 
 namespace {
@@ -81,193 +74,14 @@ void write_struct(Struct* place, Struct filled) {
   std::memcpy(place, &filled, std::min<std::size_t>(place->struct_bytes, sizeof filled));
 }
 
-Status check_tensor(const hvd_tensor& tensor, const char* what) {
-  if (tensor.dimensions < 0 || tensor.dimensions > 64 || (tensor.dimensions > 0 && tensor.shape == nullptr)) {
-    return Status::invalid_argument(
-        fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
-  }
-  if (tensor.memory_kind != HVD_HOST && tensor.memory_kind != HVD_CUDA) {
-    return Status::invalid_argument(fmt::format(
-        "{} lies in memory of kind {}; there are host memory (0) and CUDA memory (1)", what, tensor.memory_kind));
-  }
-  return {};
-}
-
-std::string place_text(const hvd_tensor& tensor) {
-  return tensor.memory_kind == HVD_CUDA ? fmt::format("CUDA device {}", tensor.device) : std::string("host memory");
-}
-
-// All in one memory.
-Status check_places(std::span<const hvd_tensor> inputs, std::span<const hvd_tensor> outputs) {
-  const hvd_tensor& first = inputs.front();
-  for (const std::span<const hvd_tensor> some : {inputs, outputs}) {
-    for (const hvd_tensor& other : some) {
-      const bool same_device = first.memory_kind == HVD_HOST || other.device == first.device;
-      if (other.memory_kind == first.memory_kind && same_device) continue;
-      return Status::invalid_argument(
-          fmt::format("the tensors of one operation lie in {} and in {}", place_text(first), place_text(other)));
-    }
-  }
-  return {};
-}
-
-std::span<const std::int64_t> shape_of(const hvd_tensor& tensor) {
-  return {tensor.shape, static_cast<std::size_t>(tensor.dimensions)};
-}
-
-bool has_tensors(hvd::OpKind op) { return op != hvd::OpKind::kBarrier && op != hvd::OpKind::kJoin; }
-bool has_reduction(hvd::OpKind op) { return op == hvd::OpKind::kAllreduce || op == hvd::OpKind::kReducescatter; }
-bool fills_memory_of_caller(hvd::OpKind op) { return op == hvd::OpKind::kAllreduce || op == hvd::OpKind::kBroadcast; }
-
-bool is_operation(std::int32_t op) {
-  return (op >= HVD_ALLREDUCE && op <= HVD_BARRIER) || (op >= HVD_REDUCESCATTER && op <= HVD_JOIN);
-}
-
-std::span<const hvd_tensor> inputs_of(const hvd_operation& operation) {
-  if (operation.group_count == 0) return {&operation.input, 1};
-  return {operation.group_inputs, static_cast<std::size_t>(operation.group_count)};
-}
-
-// Empty where the engine makes the outputs.
-std::span<const hvd_tensor> outputs_of(const hvd_operation& operation, hvd::OpKind op) {
-  if (!fills_memory_of_caller(op)) return {};
-  if (operation.group_count == 0) return {&operation.output, 1};
-  return {operation.group_outputs, static_cast<std::size_t>(operation.group_count)};
-}
-
-Status check_group(const hvd_operation& operation, hvd::OpKind op) {
-  if (operation.group_count == 0) return {};
-  if (!hvd::find_op_rule(op)->groupable) {
-    return Status::invalid_argument(fmt::format("{} takes no group of tensors", hvd::name_of(op)));
-  }
-  const bool without_outputs = fills_memory_of_caller(op) && operation.group_outputs == nullptr;
-  if (operation.group_count < 0 || operation.group_inputs == nullptr || without_outputs) {
-    return Status::invalid_argument(fmt::format("a group of {} tensors comes without them", operation.group_count));
-  }
-  return {};
-}
-
-Status read_request(const hvd_operation& operation, hvd::Request& request) {
-  if (!is_operation(operation.op)) {
-    return Status::invalid_argument(fmt::format("operation number {} is not known", operation.op));
-  }
-  if (operation.process_set < 0 || operation.process_set > 0xffff) {
-    return Status::invalid_argument(
-        fmt::format("Process set provided does not exist, or has not been registered. (id {})", operation.process_set));
-  }
-  const auto op = static_cast<hvd::OpKind>(operation.op);
-  request.key.op = op;
-  request.key.process_set = static_cast<hvd::ProcessSetId>(operation.process_set);
-  if (operation.name != nullptr) request.key.name = operation.name;
-  if (op == hvd::OpKind::kJoin) request.key.name = hvd::kJoinName;
-  if (!has_tensors(op)) return {};
-  HVD_RETURN_IF_ERROR(check_group(operation, op));
-  const std::span<const hvd_tensor> inputs = inputs_of(operation);
-  for (const hvd_tensor& input : inputs) HVD_RETURN_IF_ERROR(check_tensor(input, "the input"));
-  HVD_RETURN_IF_ERROR(check_places(inputs, outputs_of(operation, op)));
-  if (inputs.front().memory_kind == HVD_CUDA) request.memory = hvd::MemoryKind::kDevice;
-  request.dtype = static_cast<hvd::DataType>(inputs.front().dtype);
-  const std::span<const std::int64_t> shape = shape_of(inputs.front());
-  request.shape.assign(shape.begin(), shape.end());
-  for (const hvd_tensor& input : inputs.subspan(1)) {
-    const std::span<const std::int64_t> other = shape_of(input);
-    request.more.push_back({static_cast<hvd::DataType>(input.dtype), {other.begin(), other.end()}});
-  }
-  if (has_reduction(op)) {
-    request.reduce_op = static_cast<hvd::ReduceOp>(operation.reduce_op);
-    request.prescale = operation.prescale;
-    request.postscale = operation.postscale;
-  }
-  if (op == hvd::OpKind::kBroadcast) request.root_rank = operation.root_rank;
-  if (op == hvd::OpKind::kAlltoall && operation.splits != nullptr) {
-    request.splits.assign(operation.splits, operation.splits + std::max(operation.split_count, 0));
-    request.has_splits = true;
-  }
-  return {};
-}
-
-// Memory that an operation on tensors needs; an empty tensor may have none.
-Status check_memory(const hvd::Request& request, const hvd_operation& operation) {
-  if (!has_tensors(request.key.op)) return {};
-  const std::span<const hvd_tensor> inputs = inputs_of(operation);
-  const std::span<const hvd_tensor> outputs = outputs_of(operation, request.key.op);
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const std::span<const std::int64_t> shape = shape_of(inputs[i]);
-    hvd::Result<std::int64_t> count = hvd::element_count(shape);
-    if (!count) return count.status();
-    if (*count > 0 && (inputs[i].data == nullptr || (!outputs.empty() && outputs[i].data == nullptr))) {
-      return Status::invalid_argument(fmt::format("{}: a tensor of shape {} comes without memory",
-                                                  hvd::operation_text(request.key), hvd::shape_text(shape)));
-    }
-  }
-  return {};
-}
-
-hvd::Result<hvd::MemoryOrder> order_of(const hvd_tensor& tensor) {
-  if (tensor.strides == nullptr) return hvd::kCOrder;
-  const auto dimensions = static_cast<std::size_t>(tensor.dimensions);
-  return hvd::memory_order({tensor.shape, dimensions}, {tensor.strides, dimensions});
-}
-
-// Once shapes have been checked.
-Status read_orders(const hvd_operation& operation, hvd::Request& request) {
-  if (!has_tensors(request.key.op)) return {};
-  const std::span<const hvd_tensor> inputs = inputs_of(operation);
-  const std::span<const hvd_tensor> outputs = outputs_of(operation, request.key.op);
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    hvd::Result<hvd::MemoryOrder> order = order_of(inputs[i]);
-    if (!order) {
-      return Status::invalid_argument(fmt::format("{}: {}", hvd::operation_text(request.key), order.status().text()));
-    }
-    (i == 0 ? request.order : request.more[i - 1].order) = *order;
-    if (outputs.empty()) continue;
-    hvd_tensor output = inputs[i];  // whose shape the output has
-    output.strides = outputs[i].strides;
-    hvd::Result<hvd::MemoryOrder> of_output = order_of(output);
-    if (of_output.ok() && *of_output == *order) continue;
-    return Status::invalid_argument(
-        fmt::format("{}: the output of a tensor of shape {} has other strides than the input",
-                    hvd::operation_text(request.key), hvd::shape_text(shape_of(inputs[i]))));
-  }
-  return {};
-}
-
-void take_memory(const hvd_operation& operation, hvd::TensorEntry& entry, hvd_handle& handle) {
-  if (!has_tensors(entry.request.key.op)) return;
-  const std::span<const hvd_tensor> inputs = inputs_of(operation);
-  const std::span<const hvd_tensor> outputs = outputs_of(operation, entry.request.key.op);
-  if (entry.request.memory != hvd::MemoryKind::kHost) {
-    entry.device = inputs.front().device;
-    entry.producer = operation.stream;
-    entry.caller_waits = operation.caller_waits != 0;
-  }
-  std::size_t i = 0;
-  hvd::for_each_tensor(entry.request, [&](hvd::DataType dtype, const hvd::Shape& shape) {
-    hvd::TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
-    if (!outputs.empty()) {
-      memory.output = static_cast<std::byte*>(outputs[i].data);
-      handle.outputs.push_back({memory.output, hvd::bytes_of(dtype, shape), handle.dimensions.size(), shape.size()});
-      handle.dimensions.insert(handle.dimensions.end(), shape.begin(), shape.end());
-    }
-    if (i++ == 0) {
-      entry.input = memory.input;
-      entry.output = memory.output;
-    } else {
-      entry.more.push_back(memory);
-    }
-  });
-}
-
 Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& operation, hvd_handle** handle) {
   hvd::TensorEntry entry = here->runtime().blank_entry();
-  HVD_RETURN_IF_ERROR(read_request(operation, entry.request));
-  HVD_RETURN_IF_ERROR(check_memory(entry.request, operation));
-  HVD_RETURN_IF_ERROR(read_orders(operation, entry.request));
+  HVD_RETURN_IF_ERROR(hvd::c_api::read_request(operation, entry.request));
   std::unique_ptr<hvd_handle> made = spare_handles().take().value_or(nullptr);
   if (!made) made = std::make_unique<hvd_handle>();
   made->state = std::allocate_shared<hvd::HandleState>(hvd::Recycled<hvd::HandleState>());
   made->session = here;
-  take_memory(operation, entry, *made);
+  hvd::c_api::take_memory(operation, entry, made->outputs);
   entry.handle = made->state;
   const bool names_device = operation.op == HVD_JOIN && operation.input.memory_kind == HVD_CUDA;
   if (names_device) entry.device = operation.input.device;
@@ -494,7 +308,7 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
     HVD_RETURN_IF_ERROR(handle->state->status());
     const hvd::OperationOutput& result = handle->state->output();
     const auto place = static_cast<std::size_t>(index);
-    const bool given = place < handle->outputs.size();
+    const bool given = place < handle->outputs.tensors.size();
     const bool made = place < result.tensors.size();
     if (index < 0 || (index > 0 && !given && !made)) {
       return Status::invalid_argument(fmt::format("the operation has no output number {}", index));
@@ -502,13 +316,11 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
     hvd_output filled{};
     if (given || made) {
       const std::span<const std::int64_t> shape =
-          given ? std::span(handle->dimensions)
-                      .subspan(handle->outputs[place].first_dimension, handle->outputs[place].dimensions)
-                : std::span(result.tensors[place].shape);
+          given ? handle->outputs.shape(place) : std::span<const std::int64_t>(result.tensors[place].shape);
       filled.dimensions = static_cast<int32_t>(shape.size());
       filled.shape = shape.data();
-      filled.data = given ? handle->outputs[place].data : result.tensors[place].memory.get();
-      filled.bytes = static_cast<int64_t>(given ? handle->outputs[place].bytes : result.tensors[place].bytes);
+      filled.data = given ? handle->outputs.tensors[place].data : result.tensors[place].memory.get();
+      filled.bytes = static_cast<int64_t>(given ? handle->outputs.tensors[place].bytes : result.tensors[place].bytes);
     }
     if (made && result.tensors[place].block) {
       filled.memory_kind = HVD_CUDA;
@@ -528,7 +340,6 @@ void hvd_handle_destroy(hvd_handle* handle) {
   owned->state.reset();
   owned->session.reset();
   owned->outputs.clear();
-  owned->dimensions.clear();
   spare_handles().keep(std::move(owned));
 }
 
