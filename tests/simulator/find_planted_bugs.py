@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shows that the simulator finds bugs: each patch in planted/ breaks the product in one way, and a run must report it.
 
-Works in a copy of the tree under build/planted. Patches come from people who had not read the simulator. Arguments, if
-any, choose patches by the beginning of their names.
+Works in a copy of the tree under build/planted. The patches up to 22 come from people who had not read the simulator.
+Arguments, if any, choose patches by the beginning of their names.
 """
 
 from __future__ import annotations
