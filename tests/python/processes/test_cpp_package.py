@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cpp_projects import EXAMPLES, ROOT, build, check_fashion_mnist, check_mean, configure, copied, run
 
-ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build" / "release"
 
 pytestmark = pytest.mark.skipif(not (BUILD / "CMakeCache.txt").exists(), reason="there is no build to install")
-
-
-def run(*command: str | Path, folder: Path | None = None, fails: bool = False) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "CPATH"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +22,26 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def consumer(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(ROOT / "examples" / "cpp_consumer", tmp_path / "consumer"))
-
-
-def configure(consumer: Path, *options: str, fails: bool = False) -> str:
-    return run("cmake", "-S", consumer, "-B", consumer / "build", *options, fails=fails)
-
-
-def check_mean(program: Path) -> None:
-    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", program)
-    assert output.count("of 2: mean 0.5") == 2, output
+    return copied("cpp_consumer", tmp_path)
 
 
 def test_from_a_prefix(prefix: Path, consumer: Path) -> None:
     configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
-    run("cmake", "--build", consumer / "build")
+    check_mean(build(consumer) / "mean")
     assert str(ROOT) not in (consumer / "build" / "compile_commands.json").read_text()
-    check_mean(consumer / "build" / "mean")
 
 
 def test_from_the_python_package(consumer: Path) -> None:
     folder = run(sys.executable, "-m", "horovod_cpp", "--cmake-dir").strip()
     configure(consumer, f"-DHorovodCpp_DIR={folder}")
-    run("cmake", "--build", consumer / "build")
-    check_mean(consumer / "build" / "mean")
+    check_mean(build(consumer) / "mean")
 
 
 def test_with_pkg_config(prefix: Path, tmp_path: Path) -> None:
     file = prefix / "lib" / "pkgconfig" / "horovod_cpp.pc"
     flags = run("pkg-config", "--cflags", "--libs", file).split()
     program = tmp_path / "mean"
-    source = ROOT / "examples" / "cpp_consumer" / "mean.cc"
+    source = EXAMPLES / "cpp_consumer" / "mean.cc"
     run("g++", source, "-o", program, *flags, f"-Wl,-rpath,{prefix / 'lib'}")
     check_mean(program)
 
@@ -86,14 +57,13 @@ def test_a_component_that_is_not_there_is_named(prefix: Path, consumer: Path) ->
     lists = consumer / "CMakeLists.txt"
     lists.write_text(lists.read_text().replace("COMPONENTS core", "COMPONENTS core fortran"))
     output = configure(consumer, f"-DCMAKE_PREFIX_PATH={prefix}", fails=True)
-    assert "there is no component fortran" in " ".join(output.split())
+    assert "there is no component fortran" in output
 
 
 @pytest.fixture(scope="module")
 def training_project(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
-    folder = tmp_path_factory.mktemp("training") / "project"
-    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", folder))
+    project = copied("cpp_fashion_mnist", tmp_path_factory.mktemp("training"))
     options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS=-O1")
     configure(project, *options, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
     commands = (project / "build" / "compile_commands.json").read_text()
@@ -103,20 +73,16 @@ def training_project(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 # Two tests, as each takes up to a minute.
 def test_the_torch_component_compiles(training_project: Path) -> None:
-    run("cmake", "--build", training_project / "build", "-j", "2", "--target", "hvd_torch")
+    build(training_project, "hvd_torch")
 
 
 def test_a_training_program(training_project: Path) -> None:
-    build = training_project / "build"
-    run("cmake", "--build", build, "-j", "2", "--target", "distributed")
-    output = run(sys.executable, "-m", "horovod_cpp.run", "-np", "2", build / "distributed", "1", "6400")
-    accuracy = re.findall(r"test accuracy (\d+\.\d) %", output)
-    assert len(accuracy) == 1 and float(accuracy[0]) > 60, output
+    check_fashion_mnist(build(training_project, "distributed") / "distributed")
 
 
 def test_a_libtorch_that_was_found_before_is_taken(prefix: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    project = copied("cpp_fashion_mnist", tmp_path)
     lists = project / "CMakeLists.txt"
     lists.write_text(
         lists.read_text().replace("find_package(HorovodCpp", "find_package(Torch)\nfind_package(HorovodCpp")
@@ -139,9 +105,9 @@ def torch_of_2_0(tmp_path: Path) -> Path:
 
 
 def test_a_libtorch_that_is_too_old_is_named(prefix: Path, tmp_path: Path, torch_of_2_0: Path) -> None:
-    project = Path(shutil.copytree(ROOT / "examples" / "cpp_fashion_mnist", tmp_path / "project"))
+    project = copied("cpp_fashion_mnist", tmp_path)
     output = configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch_of_2_0}", fails=True)
-    assert "LibTorch 2.0" in " ".join(output.split()) and "2.1 or later" in " ".join(output.split()), output
+    assert "LibTorch 2.0" in output and "2.1 or later" in output, output
 
 
 def test_the_headers_are_valid_c_and_stand_alone(prefix: Path, tmp_path: Path) -> None:
