@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import re
+import subprocess
 import sys
+import tempfile
+import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,23 +98,101 @@ def test_a_libtorch_that_was_found_before_is_taken(prefix: Path, tmp_path: Path)
     assert "libtorch_cpu.so" in (project / "build" / "CMakeFiles" / "distributed.dir" / "link.txt").read_text()
 
 
-@pytest.fixture
-def torch_of_2_0(tmp_path: Path) -> Path:
-    folder = tmp_path / "libtorch"
+def make_libtorch(folder: Path, minor: int, symbols: str = "std::__cxx11::basic_string", cuda: bool = False) -> Path:
+    """What the configuration looks at: a folder that has version 2.`minor`, and libraries with these symbols."""
     header = folder / "include" / "torch" / "csrc" / "api" / "include" / "torch" / "version.h"
-    for file in (header, folder / "lib" / "libtorch_cpu.so", folder / "lib" / "libc10.so"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 0\n")
     config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
-    config.parent.mkdir(parents=True)
-    config.touch()
+    libraries = ["libtorch_cpu.so", "libc10.so", *(["libtorch_cuda.so", "libc10_cuda.so"] if cuda else [])]
+    for file in (header, config, *(folder / "lib" / name for name in libraries)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(symbols)
+    header.write_text(f"#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR {minor}\n")
+    config.write_text('message(FATAL_ERROR "the configuration of torch asks for a CUDA toolkit")\n')
     return folder
 
 
-def test_a_libtorch_that_is_too_old_is_named(prefix: Path, tmp_path: Path, torch_of_2_0: Path) -> None:
+def configure_with(libtorch: Path, prefix: Path, tmp_path: Path, fails: bool) -> str:
     project = copied("cpp_fashion_mnist", tmp_path)
-    output = configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{torch_of_2_0}", fails=True)
-    assert "LibTorch 2.0" in output and "2.1 or later" in output, output
+    return configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{libtorch}", fails=fails)
+
+
+def test_a_libtorch_that_is_too_old_is_named(prefix: Path, tmp_path: Path) -> None:
+    libtorch = make_libtorch(tmp_path / "libtorch", minor=0)
+    output = configure_with(libtorch, prefix, tmp_path, fails=True)
+    assert f"LibTorch 2.0 in {libtorch} is too old: gradient hooks need 2.1 or later" in output, output
+
+
+def test_a_libtorch_with_the_old_strings_is_named(prefix: Path, tmp_path: Path) -> None:
+    libtorch = make_libtorch(tmp_path / "libtorch", minor=6, symbols="std::basic_string")
+    output = configure_with(libtorch, prefix, tmp_path, fails=True)
+    assert f"LibTorch 2.6 in {libtorch} was built with the old std::string" in output, output
+    assert "take the package of torch 2.7 or later" in output, output
+
+
+def test_no_libtorch_is_told_with_the_ways_to_name_one(prefix: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "environment", with_pip=False)
+    python = tmp_path / "environment" / "bin" / "python"
+    project = copied("cpp_fashion_mnist", tmp_path)
+    output = configure(project, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={python}", fails=True)
+    assert "there is no LibTorch: name one with -DTorch_DIR=" in output and "-DPython_EXECUTABLE=" in output, output
+
+
+def test_a_libtorch_with_cuda_needs_no_toolkit(prefix: Path, tmp_path: Path) -> None:
+    libtorch = make_libtorch(tmp_path / "libtorch", minor=9, cuda=True)
+    configure_with(libtorch, prefix, tmp_path, fails=False)
+    build = tmp_path / "cpp_fashion_mnist" / "build"
+    assert "CUDA" not in (build / "CMakeCache.txt").read_text(), "a toolkit was looked for"
+    link = (build / "CMakeFiles" / "distributed.dir" / "link.txt").read_text()
+    kept = link[link.index("--no-as-needed") : link.index("--pop-state")]
+    assert str(libtorch / "lib" / "libtorch_cuda.so") in kept, link
+
+
+@pytest.fixture
+def other_libtorch() -> Iterator[Path]:
+    """HVD_TEST_LIBTORCH names it, or it is taken from a package index on this disk: gigabytes, removed afterwards."""
+    torch = pytest.importorskip("torch")
+    if named := os.environ.get("HVD_TEST_LIBTORCH"):
+        yield Path(named)
+        return
+    indexes = re.findall(r"file://[^\s'\"]+", run(sys.executable, "-m", "pip", "config", "list"))
+    if not indexes:
+        pytest.skip("no other LibTorch: HVD_TEST_LIBTORCH names none, and pip knows of no package index on this disk")
+    with tempfile.TemporaryDirectory() as folder:
+        # What the program needs when it runs: torch itself and, of a CUDA build, NVIDIA's libraries.
+        install_from_disk(indexes, folder, "--no-deps", f"torch!={torch.__version__.split('+')[0]}")
+        (other,) = importlib.metadata.distributions(name="torch", path=[folder])
+        required = [text.split(";")[0] for text in other.requires or []]
+        nvidia = [text for text in required if text.startswith(("nvidia-", "cuda-toolkit"))]
+        if nvidia:
+            install_from_disk(indexes, folder, *nvidia)
+        yield Path(folder) / "torch"
+
+
+def install_from_disk(indexes: list[str], folder: str, *packages: str) -> None:
+    """Skips the test where they are not there."""
+    options = ["--quiet", "--no-compile", "--no-cache-dir", "--target", folder, "--index-url", indexes[0]]
+    for index in indexes[1:]:
+        options += ["--extra-index-url", index]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, *packages],
+        env=os.environ | {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": ""},  # nothing from a network
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"no other LibTorch: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_another_libtorch(prefix: Path, tmp_path: Path, other_libtorch: Path) -> None:
+    project = copied("cpp_fashion_mnist", tmp_path)
+    configure(project, f"-DCMAKE_PREFIX_PATH={prefix};{other_libtorch}", "-DCMAKE_CXX_FLAGS=-O1")
+    assert "CUDA" not in (project / "build" / "CMakeCache.txt").read_text(), "a toolkit was looked for"
+    program = build(project, "distributed") / "distributed"
+    assert f"=> {other_libtorch}/lib/libtorch_cpu.so" in run("ldd", program)
+    check_fashion_mnist(program)
 
 
 def test_the_headers_are_valid_c_and_stand_alone(prefix: Path, tmp_path: Path) -> None:
