@@ -41,7 +41,7 @@ def configure(project: Path, *options: str, fails: bool = False, alone: bool = F
 
 def build(project: Path, *targets: str) -> Path:
     chosen = ["--target", *targets] if targets else []
-    run("cmake", "--build", project / "build", "-j", "2", *chosen)
+    run("cmake", "--build", project / "build", "-j", "2", *chosen, limit_s=1500)
     return project / "build"
 
 

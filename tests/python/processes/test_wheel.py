@@ -5,6 +5,7 @@ Part of scripts/test --long: the library is compiled anew, unless ccache has see
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import venv
@@ -135,8 +136,15 @@ def training_program(example: str, name: str, installed: Installed, way: str, fo
     return program
 
 
-@pytest.mark.parametrize("way", ["wheel", "prefix"])
-def test_a_training_program(installed: Installed, tmp_path: Path, way: str) -> None:
-    program = training_program("cpp_fashion_mnist", "distributed", installed, way, tmp_path)
+def test_a_training_program_from_the_wheel(installed: Installed, tmp_path: Path) -> None:
+    program = training_program("cpp_fashion_mnist", "distributed", installed, "wheel", tmp_path)
     for launcher in launchers(installed):
         check_fashion_mnist(program, launcher, alone=True)
+
+
+def test_a_training_program_from_the_prefix(installed: Installed, tmp_path: Path) -> None:
+    program = training_program("cpp_char_language_model", "char_language_model", installed, "prefix", tmp_path)
+    for launcher in launchers(installed):
+        output = run(*launcher, program, "--hidden", "64", "--steps", "40", alone=True)
+        bits = re.findall(r"result: \d\.\d+ bits per character before, (\d\.\d+) after 40 steps", output)
+        assert len(bits) == 1 and float(bits[0]) < 4.3, output
