@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -352,6 +354,45 @@ TEST(WithPython, DISABLED_OneModelIsTrained) {
   expect_one_model<optim::AdamW>(optim::AdamWOptions(0.05));
   expect_one_model<optim::RMSprop>(optim::RMSpropOptions(0.01).momentum(0.5));
   expect_one_model<optim::Adagrad>(optim::AdagradOptions(0.1));
+  hvd::barrier();
+}
+
+torch::IValue read_tensors(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return torch::pickle_load(std::vector<char>(std::istreambuf_iterator<char>(file), {}));
+}
+void write_tensors(const std::string& path, const torch::IValue& tensors) {
+  const std::vector<char> bytes = torch::pickle_save(tensors);
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+// Every rank begins with the weights of the file, and needs no broadcast; all of a rank's results go to a list.
+template <typename Inner, typename Options>
+void train_the_weights_of(const c10::impl::GenericDict& start, Options inner, std::vector<Tensor>& results) {
+  const auto tensor = [&](const std::string& name) { return start.at(name).toTensor(); };
+  nn::Sequential model = make_model(100 + hvd::rank());
+  for (auto& named : model->named_parameters()) {
+    const torch::NoGradGuard no_grad;
+    named.value().copy_(tensor(named.key()));
+  }
+  Data data;
+  data.inputs = tensor("inputs");
+  data.targets = tensor("targets");
+  DistributedOptimizer<Inner> optimizer(model->named_parameters(), inner);
+  train(model, optimizer, data.shard(), 12);
+  for (const Tensor& parameter : model->parameters()) results.push_back(parameter.detach());
+}
+
+// Run by tests/python/processes/test_mixed_ranks.py, in a folder that has the weights; it compares what comes out.
+TEST(WithPython, DISABLED_TheWeightsOfAFileAreTrained) {
+  const auto start = read_tensors(testing::TempDir() + "start.pt").toGenericDict();
+  std::vector<Tensor> results;
+  train_the_weights_of<optim::SGD>(start, optim::SGDOptions(0.1).momentum(0.9).weight_decay(0.01), results);
+  train_the_weights_of<optim::Adam>(start, optim::AdamOptions(0.05), results);
+  train_the_weights_of<optim::AdamW>(start, optim::AdamWOptions(0.05), results);
+  train_the_weights_of<optim::RMSprop>(start, optim::RMSpropOptions(0.01).momentum(0.5), results);
+  train_the_weights_of<optim::Adagrad>(start, optim::AdagradOptions(0.1), results);
+  write_tensors(testing::TempDir() + "end." + std::to_string(hvd::rank()) + ".pt", results);
   hvd::barrier();
 }
 

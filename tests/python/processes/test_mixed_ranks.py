@@ -1,4 +1,4 @@
-"""C++ and Python ranks of one job train one model; its other half is in tests/torch/training_test.cc."""
+"""C++ and Python ranks train one model, in one job or in two; the other half is in tests/torch/training_test.cc."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "build" / "release" / "tests" / "torch" / "torch_test"
@@ -18,18 +20,21 @@ pytestmark = [
     pytest.mark.skipif(not PROGRAM.exists(), reason="built without LibTorch"),
 ]
 
-# The same steps as on the C++ ranks; a seed gives the same numbers there.
-PYTHON_RANK = """
+# The same optimizers and steps as on the C++ ranks.
+PREAMBLE = """
 import copy
+import sys
 import torch
 from torch import nn, optim
 import horovod_cpp.torch as hvd
 
 torch.set_num_threads(1)
 hvd.init(process_sets="dynamic")
-torch.manual_seed(17)
-inputs = torch.randn(24, 6, dtype=torch.float64)
-targets = torch.randn(24, 3, dtype=torch.float64)
+
+
+def make_model():
+    torch.manual_seed(100 + hvd.rank())
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
 
 def train(model, optimizer, inputs, targets):
@@ -39,33 +44,55 @@ def train(model, optimizer, inputs, targets):
         optimizer.step()
 
 
-for make in (
+def train_shard(model, inner, inputs, targets):
+    optimizer = hvd.DistributedOptimizer(inner, named_parameters=model.named_parameters())
+    train(model, optimizer, inputs.chunk(hvd.size())[hvd.rank()], targets.chunk(hvd.size())[hvd.rank()])
+
+
+optimizers = (
     lambda parameters: optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01),
     lambda parameters: optim.Adam(parameters, 0.05),
     lambda parameters: optim.AdamW(parameters, 0.05),
     lambda parameters: optim.RMSprop(parameters, 0.01, momentum=0.5),
     lambda parameters: optim.Adagrad(parameters, 0.1),
-):
-    torch.manual_seed(100 + hvd.rank())
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+)
+"""
+
+# A seed gives the same numbers in C++.
+ONE_MODEL = """
+torch.manual_seed(17)
+inputs = torch.randn(24, 6, dtype=torch.float64)
+targets = torch.randn(24, 3, dtype=torch.float64)
+for make in optimizers:
+    model = make_model()
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     alone = copy.deepcopy(model)
     train(alone, make(alone.parameters()), inputs, targets)
-    optimizer = hvd.DistributedOptimizer(make(model.parameters()), named_parameters=model.named_parameters())
-    mine = (inputs.chunk(hvd.size())[hvd.rank()], targets.chunk(hvd.size())[hvd.rank()])
-    train(model, optimizer, *mine)
+    train_shard(model, make(model.parameters()), inputs, targets)
     for here, there in zip(alone.parameters(), model.parameters(), strict=True):
         assert (here - there).abs().max() < 1e-9
 hvd.barrier()
 """
 
+WEIGHTS_OF_A_FILE = """
+start = torch.load("start.pt")
+inputs, targets = start.pop("inputs"), start.pop("targets")
+results = []
+for make in optimizers:
+    model = make_model()
+    model.load_state_dict(start)
+    train_shard(model, make(model.parameters()), inputs, targets)
+    results += [parameter.detach() for parameter in model.parameters()]
+torch.save(results, f"end.{hvd.rank()}.pt")
+hvd.barrier()
+"""
 
-@pytest.mark.parametrize("order", ["cp", "pc", "ccpp"])
-def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(PYTHON_RANK)
-    cpp = [str(PROGRAM), "--gtest_filter=WithPython.*", "--gtest_also_run_disabled_tests", "--gtest_color=no"]
-    commands = {"c": cpp, "p": [sys.executable, str(script)]}
+
+def run_job(folder: Path, order: str, test: str, script: str) -> None:
+    """One rank for each letter: c runs the C++ test, p the Python script, in that folder."""
+    (folder / "rank.py").write_text(PREAMBLE + script)
+    cpp = [str(PROGRAM), f"--gtest_filter=WithPython.DISABLED_{test}", "--gtest_also_run_disabled_tests"]
+    commands = {"c": [*cpp, "--gtest_color=no"], "p": [sys.executable, str(folder / "rank.py")]}
     ranks: list[str] = []
     for letter in order:
         ranks += [":", "-np", "1", *commands[letter]] if ranks else ["-np", "1", *commands[letter]]
@@ -74,9 +101,11 @@ def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> Non
         "OMP_NUM_THREADS": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "TEST_TMPDIR": str(folder),  # GoogleTest's
     }
     run = subprocess.run(
         ["mpirun", "--timeout", "80", "--oversubscribe", "--bind-to", "none", *ranks],
+        cwd=folder,
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,3 +114,45 @@ def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> Non
     )
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("[  PASSED  ] 1 test") == order.count("c"), run.stdout
+
+
+@pytest.mark.parametrize("order", ["cp", "pc", "ccpp"])
+def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> None:
+    run_job(tmp_path, order, "OneModelIsTrained", ONE_MODEL)
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def beginning() -> Tensors:
+    """Weights, which no seed of the ranks gives, and data."""
+    torch.manual_seed(5)
+    weights = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double().state_dict()
+    data = {"inputs": torch.randn(24, 6, dtype=torch.float64), "targets": torch.randn(24, 3, dtype=torch.float64)}
+    return dict(weights) | data
+
+
+def trained(beginning: Tensors, folder: Path, order: str) -> list[list[torch.Tensor]]:
+    """The weights that each rank of the job ends with, of one optimizer after the other."""
+    folder.mkdir()
+    torch.save(beginning, folder / "start.pt")
+    run_job(folder, order, "TheWeightsOfAFileAreTrained", WEIGHTS_OF_A_FILE)
+    # C++ writes a list as a type of its own, which is not among those that torch.load reads unasked.
+    return [torch.load(folder / f"end.{rank}.pt", weights_only=False) for rank in range(len(order))]
+
+
+def distance(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    return max(float((here - there).abs().max()) for here, there in zip(some, others, strict=True))
+
+
+def test_cpp_and_python_jobs_end_with_the_same_weights(beginning: Tensors, tmp_path: Path) -> None:
+    python, other_python = trained(beginning, tmp_path / "python", "pp")
+    began = [weights for name, weights in beginning.items() if name not in ("inputs", "targets")]
+    assert all((end - begin).abs().max() > 1e-3 for end, begin in zip(python, 5 * began, strict=True))
+    cpp, other_cpp = trained(beginning, tmp_path / "cpp", "cc")
+    assert distance(python, other_python) == distance(cpp, other_cpp) == 0, "the ranks of a job have parted"
+    assert distance(python, cpp) < 1e-9
+    # Here the ranks, too, differ by what torch's optimizers in C++ and in Python round differently.
+    for end in trained(beginning, tmp_path / "mixed", "cp"):
+        assert distance(python, end) < 1e-9
