@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::array<std::string_view, 4> kPointNames{"control_send", "control_receive", "segment_send",
                                                       "segment_receive"};
-constexpr std::array<std::string_view, 6> kActNames{"kill", "stop", "exit", "drop", "corrupt", "fail"};
+constexpr std::array<std::string_view, 7> kActNames{"kill", "stop", "exit", "drop", "corrupt", "fail", "slow"};
 
 template <std::size_t N>
 std::optional<std::size_t> index_in(const std::array<std::string_view, N>& names, std::string_view name) {
@@ -51,7 +51,13 @@ Result<FaultPlan::Rule> FaultPlan::parse_rule(std::string_view text) {
         fmt::format("'{}' is no fault; write action@point#n[:rank=r] with an action of {} and a point of {}", text,
                     fmt::join(kActNames, ", "), fmt::join(kPointNames, ", ")));
   }
-  return Rule{static_cast<Act>(*act), static_cast<FaultPoint>(*point), *passage};
+  const Rule rule{static_cast<Act>(*act), static_cast<FaultPoint>(*point), *passage};
+  const bool has_rate = !passage_text.empty() && rule.passage > 0;
+  if (rule.act == Act::kSlow && (rule.point != FaultPoint::kSegmentSend || !has_rate)) {
+    return Status::invalid_argument(
+        fmt::format("'{}' is no fault; write slow@segment_send#n, with n bytes a second", text));
+  }
+  return rule;
 }
 
 Result<std::unique_ptr<FaultPlan>> FaultPlan::parse(std::string_view text, int rank) {
@@ -70,7 +76,11 @@ Result<std::unique_ptr<FaultPlan>> FaultPlan::parse(std::string_view text, int r
     }
     Result<Rule> rule = parse_rule(rule_text);
     if (!rule) return rule.status();
-    plan->rules_.push_back(*rule);
+    if (rule->act == Act::kSlow) {
+      plan->bytes_per_second_ = rule->passage;
+    } else {
+      plan->rules_.push_back(*rule);
+    }
   }
   return plan;
 }
@@ -94,6 +104,8 @@ FaultAction FaultPlan::at(FaultPoint point, int /*peer*/) {
         return FaultAction::kCorrupt;
       case Act::kFail:
         return FaultAction::kFail;
+      case Act::kSlow:  // a property of the transports, not of a passage
+        break;
     }
   }
   return FaultAction::kPass;

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -29,7 +30,7 @@ class FaultHook {
 
 /// Faults from a text such as "kill@segment_send#17:rank=3,drop@control_receive#2": an action at the n-th passage
 /// (counted from 1) of a point, on one rank or on all. Actions: kill, stop, exit (of this process) and drop,
-/// corrupt, fail.
+/// corrupt, fail. "slow@segment_send#n" is no event: the rank sends at most n bytes of data a second.
 class FaultPlan final : public FaultHook {
  public:
   /// The plan of `rank`; kInvalidArgument names the part of `text` that cannot be read.
@@ -37,9 +38,11 @@ class FaultPlan final : public FaultHook {
 
   FaultAction at(FaultPoint point, int peer) override;
   bool empty() const { return rules_.empty(); }
+  /// Of "slow": for who builds the transports, `at` knows nothing of it.
+  std::optional<std::uint64_t> bytes_per_second() const { return bytes_per_second_; }
 
  private:
-  enum class Act : std::uint8_t { kKill, kStop, kExit, kDrop, kCorrupt, kFail };
+  enum class Act : std::uint8_t { kKill, kStop, kExit, kDrop, kCorrupt, kFail, kSlow };
   struct Rule {
     Act act;
     FaultPoint point;
@@ -50,6 +53,7 @@ class FaultPlan final : public FaultHook {
 
   std::vector<Rule> rules_;
   std::array<std::uint64_t, 4> passages_{};
+  std::optional<std::uint64_t> bytes_per_second_;
 };
 
 }  // namespace hvd

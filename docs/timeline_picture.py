@@ -1,4 +1,5 @@
-"""Draws a stretch of a timeline, from one time in milliseconds to another: how docs/timeline.png was made.
+"""Draws a stretch of a timeline, from one time in milliseconds to another: how docs/timeline.png and, of what
+tests/benchmarks/run_overlap leaves, docs/overlap.png were made.
 
 python docs/timeline_picture.py TIMELINE.json FROM TO PICTURE.png
 """
@@ -15,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"NEGOTIATE": "#e0b050", "QUEUE": "#c8c8c8", "MEMCPY": "#7aa874"}
+COLOURS = {"NEGOTIATE": "#e0b050", "QUEUE": "#c8c8c8", "MEMCPY": "#7aa874", "backward": "#b07aa1"}
 OPERATION, TRANSFER = "#d8e2f0", "#4c78a8"
 
 
@@ -41,6 +42,8 @@ def main(path: str, begin: float, end: float, picture: str) -> None:
                 bars.append((event["pid"], name, since, time, len(begun[place])))
         elif event["ph"] == "X" and begin < time < end:
             ticks.append((event["pid"], event["name"], time))
+    ticks = [tick for tick in ticks if tick[0] in {bar[0] for bar in bars}]
+    transfers = sorted({bar[1] for bar in bars if colour(bar[1]) == TRANSFER})
     rows = {pid: row for row, pid in enumerate(sorted({bar[0] for bar in bars}, reverse=True))}
     figure, axes = plt.subplots(figsize=(11, 0.6 + 0.55 * len(rows)))
     for pid, name, since, until, depth in sorted(bars, key=lambda bar: bar[4]):
@@ -52,7 +55,7 @@ def main(path: str, begin: float, end: float, picture: str) -> None:
     axes.set_xlim(begin, end)
     axes.set_xlabel("milliseconds")
     legend = {"NEGOTIATE": COLOURS["NEGOTIATE"], "QUEUE": COLOURS["QUEUE"], "MEMCPY_IN, _OUT": COLOURS["MEMCPY"]}
-    legend |= {"ALLREDUCE": OPERATION, "SHARED_MEMORY_ALLREDUCE": TRANSFER}
+    legend |= {"ALLREDUCE": OPERATION, ", ".join(transfers): TRANSFER}
     handles = [plt.Rectangle((0, 0), 1, 1, color=one) for one in legend.values()]
     axes.legend(handles, list(legend), fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     figure.tight_layout()

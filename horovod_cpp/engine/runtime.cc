@@ -178,6 +178,7 @@ bool Runtime::take_enqueued() {
 
 TimePoint Runtime::next_deadline() const {
   TimePoint next = std::min({loop_.next_timer(), controller_deadline_, closing_deadline_, shutdown_deadline_});
+  next = std::min(next, fabric_->next_deadline());
   next = std::min(next, stalls_.next_look(queue_));
   if (fabric_->needs_polling()) next = std::min(next, clock_.now() + kPollingNap);
   return next;

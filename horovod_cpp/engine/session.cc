@@ -10,6 +10,7 @@
 #include "common/env_options.h"
 #include "common/log.h"
 #include "horovod_cpp/engine/device_source.h"
+#include "ops/transport/slow_transport.h"
 
 namespace hvd {
 namespace {
@@ -100,6 +101,7 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   Result<std::unique_ptr<FaultPlan>> fault = FaultPlan::parse(set.fault, connection->rank);
   if (!fault) return fault.status();
   session->fault_ = std::move(fault).value();
+  if (const auto rate = session->fault_->bytes_per_second()) slow_down(*connection->fabric, session->clock_, *rate);
 
   Result<std::unique_ptr<EpollPoller>> poller = EpollPoller::create(session->clock_);
   if (!poller) return poller.status();

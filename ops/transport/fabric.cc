@@ -62,6 +62,16 @@ bool Fabric::needs_polling() const {
   return std::any_of(transports_.begin(), transports_.end(), [](const auto& t) { return t->needs_polling(); });
 }
 
+TimePoint Fabric::next_deadline() const {
+  TimePoint next = kNever;
+  for (const auto& transport : transports_) next = std::min(next, transport->next_deadline());
+  return next;
+}
+
+bool Fabric::needs_no_core() const {
+  return std::any_of(transports_.begin(), transports_.end(), [](const auto& t) { return t->needs_no_core(); });
+}
+
 void Fabric::say_goodbye() {
   for (int peer = 0; peer < size(); ++peer) {
     if (peer != rank_) control(peer).say_goodbye(peer);

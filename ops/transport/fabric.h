@@ -29,10 +29,12 @@ class Fabric {
   void unwatch(Poller& poller);
 
   void post(int peer, std::vector<std::byte> message) { control(peer).post(peer, std::move(message)); }
-  void start(const TransferRef& transfer) { data(transfer->peer).start(transfer); }
+  void start(const TransferRef& transfer) { data_route(transfer->peer).start(transfer); }
   /// As Transport::give_up, on the way of control messages; a peer that lives then loses this rank.
   void give_up(int peer, const Status& reason) { control(peer).give_up(peer, reason); }
-  void cancel(const TransferRef& transfer, const Status& status) { data(transfer->peer).cancel(transfer, status); }
+  void cancel(const TransferRef& transfer, const Status& status) {
+    data_route(transfer->peer).cancel(transfer, status);
+  }
 
   bool progress();
   void hold_bells();
@@ -41,12 +43,15 @@ class Fabric {
   bool arm();
   void disarm();
   bool needs_polling() const;
+  TimePoint next_deadline() const;
+  bool needs_no_core() const;
   void say_goodbye();
   bool flushed() const;
 
   TransportStatistics statistics() const;
-  /// The transport that carries bulk data to `peer`, for messages and tests.
+  /// The transport that carries bulk data to `peer`, for messages, tests and transports before it.
   const Transport& data_route(int peer) const { return *routes_[static_cast<std::size_t>(peer)].data; }
+  Transport& data_route(int peer) { return *routes_[static_cast<std::size_t>(peer)].data; }
 
  private:
   struct Route {
@@ -54,7 +59,6 @@ class Fabric {
     Transport* data = nullptr;
   };
   Transport& control(int peer) { return *routes_[static_cast<std::size_t>(peer)].control; }
-  Transport& data(int peer) { return *routes_[static_cast<std::size_t>(peer)].data; }
 
   int rank_;
   std::vector<Route> routes_;

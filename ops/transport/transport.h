@@ -11,6 +11,7 @@
 
 #include <horovod_cpp/status.h>
 
+#include "common/clock.h"
 #include "common/counter.h"
 #include "common/fault.h"
 #include "ops/transport/transfer.h"
@@ -74,6 +75,11 @@ class Transport {
   virtual int wake_fd() const = 0;
   /// True while something is in flight that only repeated `progress` calls will move (MPI).
   virtual bool needs_polling() const { return false; }
+  /// When `progress` has to be called though nothing arrives; kNever without such a time.
+  virtual TimePoint next_deadline() const { return kNever; }
+  /// Data moves without the processors of this host, as on a network: it pays to begin early though all of them
+  /// compute.
+  virtual bool needs_no_core() const { return false; }
 
   /// Says goodbye to `peer`; what was queued before still goes out.
   virtual void say_goodbye(int peer) = 0;
@@ -94,6 +100,11 @@ class Transport {
   /// the checksum that came with it: what the peer sends is not to be trusted any more.
   Status deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc);
   TransportEvents& events() { return *events_; }
+  /// For a transport before another one: gives on what has passed the fault hook and was counted.
+  static void hand_on(Transport& next, const TransferRef& transfer) { next.do_start(transfer); }
+  static void hand_on(Transport& next, int peer, std::vector<std::byte> message, std::uint32_t crc) {
+    next.do_post(peer, std::move(message), crc);
+  }
 
  private:
   FaultAction fault_at(FaultPoint point, int peer) {

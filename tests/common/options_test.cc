@@ -193,9 +193,18 @@ TEST(FaultPlan, AnEmptyTextIsNoFault) {
   EXPECT_TRUE(plan.value()->empty());
 }
 
+TEST(FaultPlan, SlowIsARateAndNoEvent) {
+  const auto plan = FaultPlan::parse("slow@segment_send#5000:rank=1,slow@segment_send#70:rank=0", 1);
+  ASSERT_TRUE(plan.ok()) << plan.status().text();
+  EXPECT_EQ(plan.value()->bytes_per_second(), 5000);
+  EXPECT_TRUE(plan.value()->empty()) << "nothing has to be asked at each passage";
+  EXPECT_EQ(FaultPlan::parse("drop@control_send", 0).value()->bytes_per_second(), std::nullopt);
+}
+
 TEST(FaultPlan, RefusesWhatItCannotReadAndNamesIt) {
   for (const char* text : {"boom@segment_send", "drop", "drop@nowhere", "drop@control_send#x",
-                           "drop@control_send#1:host=2", "drop@control_send#1:rank=x", "drop@control_send#-1"}) {
+                           "drop@control_send#1:host=2", "drop@control_send#1:rank=x", "drop@control_send#-1",
+                           "slow@segment_send", "slow@segment_send#0", "slow@control_send#9"}) {
     const auto plan = FaultPlan::parse(text, 2);
     EXPECT_EQ(plan.status().code(), StatusCode::kInvalidArgument) << text;
   }
