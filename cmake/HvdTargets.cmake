@@ -7,6 +7,8 @@ function(hvd_cxx_flags)
 endfunction()
 hvd_cxx_flags(
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -fvisibility=hidden
+  # A binary says nothing of where it was built.
+  -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=
   # Quote-only, so that <torch/...> can only mean PyTorch.
   -iquote ${PROJECT_SOURCE_DIR})
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
