@@ -85,6 +85,7 @@ macro(hvd_add_torch)
     add_library(hvd_torch STATIC EXCLUDE_FROM_ALL
       ${hvd_torch_sources}/torch/collectives.cc
       ${hvd_torch_sources}/torch/differentiable.cc
+      ${hvd_torch_sources}/torch/grouped.cc
       ${hvd_torch_sources}/torch/normalize.cc
       ${hvd_torch_sources}/torch/optimizer_state.cc
       ${hvd_torch_sources}/torch/reduction.cc

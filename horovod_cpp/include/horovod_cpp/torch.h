@@ -1,9 +1,6 @@
 // LibTorch programs: collectives on at::Tensor, and what makes a training program one that runs on many ranks.
-// Link HorovodCpp::torch (docs/cpp.md). Without <torch/torch.h>, which takes 20 s to compile.
-//
-// Shapes are those of the tensors; data types: uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64,
-// bool. Memory is dense on the CPU or a CUDA device; what is not contiguous is copied. Errors are those of
-// collectives.h. A function may be called by any thread and blocks, unless it says otherwise.
+// Link HorovodCpp::torch (docs/cpp.md). Without <torch/torch.h>, which takes 20 s to compile. A function may be called
+// by any thread and blocks, unless it says otherwise.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +10,6 @@
 #include <functional>
 #include <memory>
 #include <source_location>
-#include <span>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -21,6 +17,7 @@
 
 #include <horovod_cpp/collectives.h>
 #include <horovod_cpp/hvd.h>
+#include <horovod_cpp/torch/collectives.h>
 
 namespace torch {
 // Of <torch/serialize.h>, which a program that saves has included.
@@ -31,76 +28,6 @@ void load(Value& value, From&&... from);
 }  // namespace torch
 
 namespace hvd::torch {
-
-// ---- collectives ----------------------------------------------------------------------------------------------------
-
-/// An operation on tensors in flight. Move-only; any thread, one at a time. The library keeps the tensors, so a handle
-/// may be dropped; the operation goes on then.
-class [[nodiscard]] Handle {
- public:
-  Handle() = default;
-  Handle(hvd::detail::Operation operation, at::Tensor source, at::Tensor target, at::Tensor copy_to)
-      : operation_(std::make_shared<hvd::detail::Operation>(std::move(operation))),
-        source_(std::move(source)),
-        target_(std::move(target)),
-        copy_to_(std::move(copy_to)) {}
-
-  bool valid() const { return operation_ != nullptr; }
-  /// Whether wait() would not block.
-  bool done(std::source_location site = std::source_location::current()) const {
-    require(site);
-    return operation_->done();
-  }
-  /// Blocks until the operation is done (on CUDA: in line on the device) and gives its result, once: the tensor itself
-  /// for an in-place operation, a new one otherwise.
-  at::Tensor wait(std::source_location site = std::source_location::current());
-  /// After wait(), of an alltoall: rows that came from each rank of the set.
-  const std::vector<std::int64_t>& received_splits() const { return received_splits_; }
-
- private:
-  void require(const std::source_location& site) const;
-
-  std::shared_ptr<hvd::detail::Operation> operation_;  // shared with the tensor, where the library made the output
-  at::Tensor source_, target_, copy_to_;
-  std::vector<std::int64_t> received_splits_;
-};
-
-using Site = std::source_location;
-
-/// Reduces `tensor` over all ranks of the set into a new tensor; with `_` in place. `_async` ones do not block;
-/// `tensor` stays untouched until they are done. No gradient flows through.
-at::Tensor allreduce(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-at::Tensor allreduce_(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle allreduce_async(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle allreduce_async_(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-
-/// Concatenates along dimension 0: (n_i, d1, ...) of each rank to (sum of n_i, d1, ...), in the order of ranks.
-/// Gradient: this rank's rows of the *average* of all gradients.
-at::Tensor allgather(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
-Handle allgather_async(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
-
-/// The tensor of the *global* rank `root_rank`, as a new one; with `_` it overwrites `tensor`. Gradient: the
-/// average of all gradients on the root, zeros elsewhere.
-at::Tensor broadcast(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                     Site site = Site::current());
-at::Tensor broadcast_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                      Site site = Site::current());
-Handle broadcast_async(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                       Site site = Site::current());
-Handle broadcast_async_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                        Site site = Site::current());
-
-/// Reduces, and gives each rank its rows: n / ranks of n, the first n % ranks ranks one more. Gradient: those of all
-/// ranks, one behind the other; of a sum, times the number of ranks.
-at::Tensor reducescatter(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle reducescatter_async(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-
-/// Sends `splits[i]` rows to rank i of the set; equal shares where there are no splits. What comes is concatenated in
-/// the order of ranks.
-at::Tensor alltoall(const at::Tensor& tensor, std::span<const std::int64_t> splits = {},
-                    const CollectiveOptions& options = {}, Site site = Site::current());
-Handle alltoall_async(const at::Tensor& tensor, std::span<const std::int64_t> splits = {},
-                      const CollectiveOptions& options = {}, Site site = Site::current());
 
 // ---- a training program ---------------------------------------------------------------------------------------------
 
