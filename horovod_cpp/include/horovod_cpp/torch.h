@@ -155,13 +155,20 @@ class MeanMetric {
 enum class Compression : std::uint8_t { kNone, kFp16, kBf16 };
 
 struct DistributedOptions {
-  ReduceOp op = ReduceOp::kAverage;  ///< of the gradients: average, sum, min, max or product
+  /// Of the gradients. kAdasum: each rank does its own step, and what it changed in the parameters is reduced, which
+  /// blocks in step(); learning rates need not grow with the ranks. It takes no groups.
+  ReduceOp op = ReduceOp::kAverage;
   Compression compression = Compression::kNone;
   int backward_passes_per_step = 1;        ///< so many are summed up locally before their sum is reduced
   double gradient_predivide_factor = 1.0;  ///< divides before and multiplies after an average
   int group_count = 0;  ///< above 0: parameters are reduced in so many groups, in their order, each as one operation
   std::vector<std::vector<at::Tensor>> groups{};  ///< or in these; what is in none of them is reduced by itself
-  ProcessSet process_set{};                       ///< a rank outside steps with its own gradients
+  /// Sparse gradients are made dense before they are reduced, as they always are in a group. Otherwise their entries
+  /// are gathered, whose number grows with the ranks; they can be averaged or summed only, and are not compressed. A
+  /// rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not meet
+  /// (the stall report names both): there, have them dense.
+  bool sparse_as_dense = false;
+  ProcessSet process_set{};  ///< a rank outside steps with its own gradients
 };
 
 namespace detail {
@@ -178,6 +185,11 @@ class GradientReduction {
   void synchronize();
   /// Forgets what is in flight; it goes on without us.
   void reset();
+  /// Whether it is the changes of a step that are reduced (Adasum), in place of gradients.
+  bool is_of_changes() const;
+  /// Does the optimizer's own step and reduces what that changed. Where the reduction throws, the parameters are as
+  /// they were before.
+  at::Tensor step_and_reduce(const std::function<at::Tensor()>& local_step) const;
   /// Whether a backward pass came since the last synchronize.
   bool in_progress() const;
   at::Tensor reduce_loss(const at::Tensor& loss) const;
@@ -195,7 +207,7 @@ class GradientReduction {
 /// with files of Inner as well.
 ///
 /// Reductions start in hooks while backward runs, so that they overlap with it; step() waits for them. A parameter that
-/// took no part in a backward pass counts with zeros. Sparse gradients are made dense.
+/// took no part in a backward pass counts with zeros.
 /// Threads: several may run backward; all else is for one at a time.
 template <typename Inner>
 class DistributedOptimizer : public Inner {
@@ -217,6 +229,9 @@ class DistributedOptimizer : public Inner {
   /// Waits for the reduced gradients, then steps. With a closure that is done after each of its calls; its loss is
   /// reduced as the gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
   at::Tensor step(LossClosure closure = nullptr) override {
+    if (reduction_.is_of_changes()) {
+      return reduction_.step_and_reduce([&] { return Inner::step(std::move(closure)); });
+    }
     if (skips_ > 0) return Inner::step(std::move(closure));
     if (!closure) {
       synchronize();
@@ -229,10 +244,12 @@ class DistributedOptimizer : public Inner {
     });
   }
 
-  /// Waits for the reduced gradients; for what is done with them before the step, such as clipping.
+  /// Waits for the reduced gradients; for what is done with them before the step, such as clipping. Nothing with
+  /// Adasum, which has no gradients in flight.
   void synchronize() { reduction_.synchronize(); }
 
-  /// While it lives, step() does not synchronize: synchronize(), clip, then step() under this guard.
+  /// While it lives, step() does not synchronize: synchronize(), clip, then step() under this guard. PreconditionError
+  /// with Adasum: what it reduces does not exist before the step.
   class [[nodiscard]] SkipSynchronize {
    public:
     explicit SkipSynchronize(int& skips) : skips_(skips) { ++skips_; }
@@ -243,7 +260,12 @@ class DistributedOptimizer : public Inner {
    private:
     int& skips_;
   };
-  SkipSynchronize skip_synchronize() { return SkipSynchronize(skips_); }
+  SkipSynchronize skip_synchronize() {
+    if (reduction_.is_of_changes()) {
+      reduction_.refuse("skip_synchronize", "with Adasum step() reduces what it has changed itself");
+    }
+    return SkipSynchronize(skips_);
+  }
 
   /// PreconditionError while gradients are being reduced, which it would pull away.
   void zero_grad(bool set_to_none = true) {

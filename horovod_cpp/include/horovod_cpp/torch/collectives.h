@@ -22,6 +22,8 @@ using Site = std::source_location;
 
 namespace detail {
 
+struct SparseReduction;
+
 /// Where one tensor of an operation is read and written.
 struct Place {
   at::Tensor source;    ///< what the library reads
@@ -128,5 +130,30 @@ std::vector<at::Tensor> grouped_reducescatter(at::TensorList tensors, const Redu
                                               Site site = Site::current());
 GroupHandle grouped_reducescatter_async(at::TensorList tensors, const ReduceOptions& options = {},
                                         Site site = Site::current());
+
+// ---- sparse ---------------------------------------------------------------------------------------------------------
+
+/// A reduction of a sparse tensor in flight. As Handle.
+class [[nodiscard]] SparseHandle {
+ public:
+  SparseHandle() = default;
+  explicit SparseHandle(detail::SparseReduction reduction);
+
+  bool valid() const { return reduction_ != nullptr; }
+  /// Whether wait() would not block.
+  bool done(Site site = Site::current()) const;
+  /// Blocks until the reduction is done and gives its result, once.
+  at::Tensor wait(Site site = Site::current());
+
+ private:
+  std::shared_ptr<detail::SparseReduction> reduction_;
+};
+
+/// Adds up or averages sparse tensors (COO) of one shape and type, of which each rank has entries of its own: all
+/// entries are gathered. Gives a COO tensor that is not coalesced. No gradient flows through. `options` have no
+/// factors.
+at::Tensor sparse_allreduce(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
+SparseHandle sparse_allreduce_async(const at::Tensor& tensor, const ReduceOptions& options = {},
+                                    Site site = Site::current());
 
 }  // namespace hvd::torch
