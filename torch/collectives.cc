@@ -1,13 +1,10 @@
 // The collectives of <horovod_cpp/torch.h>, and the functions for whole models.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <fstream>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include <horovod_cpp/torch.h>
 
@@ -18,48 +15,18 @@ namespace hvd::torch {
 namespace {
 
 using detail::Submission;
-
-Submission submission(hvd_op op, const char* kind, const ReduceOptions& options, bool waits, Site site) {
-  return {.op = op,
-          .kind = kind,
-          .name = options.name,
-          .process_set = options.process_set,
-          .caller_waits = waits,
-          .reduce_op = options.op,
-          .prescale = options.prescale,
-          .postscale = options.postscale,
-          .site = site};
-}
-Submission submission(hvd_op op, const char* kind, const CollectiveOptions& options, bool waits, Site site) {
-  return {.op = op,
-          .kind = kind,
-          .name = options.name,
-          .process_set = options.process_set,
-          .caller_waits = waits,
-          .site = site};
-}
+using detail::submission;
 
 // Into memory of the caller: the tensor itself, or a new one.
 Handle start_filling(const Submission& submission, const at::Tensor& tensor, bool in_place) {
-  const at::Tensor source = detail::plain(tensor, submission);
-  const bool copied = tensor.data_ptr() != source.data_ptr();
-  const at::Tensor target = in_place || copied ? source : at::empty_like(source);
-  return {detail::submit(submission, {source}, {target}), source, in_place && !copied ? tensor : target,
-          in_place && copied ? tensor : at::Tensor()};
+  detail::Place place = detail::place(tensor, submission, in_place ? detail::Output::kInPlace : detail::Output::kNew);
+  return {detail::submit(submission, {place.source}, {place.target}), std::move(place)};
 }
 
 // The library makes the output.
 Handle start_making(const Submission& submission, const at::Tensor& tensor) {
-  const at::Tensor source = detail::plain(tensor, submission);
-  return {detail::submit(submission, {source}, {}), source, {}, {}};
-}
-
-// A tensor in memory of the library, which it holds on to.
-at::Tensor adopted(const hvd_output& output, const std::shared_ptr<hvd::detail::Operation>& operation,
-                   const at::Tensor& source) {
-  const at::IntArrayRef shape(output.shape, static_cast<std::size_t>(output.dimensions));
-  if (output.bytes == 0) return at::empty(shape, source.options());
-  return at::from_blob(output.data, shape, [operation](void*) {}, source.options());
+  detail::Place place = detail::place(tensor, submission, detail::Output::kMadeByLibrary);
+  return {detail::submit(submission, {place.source}, {}), std::move(place)};
 }
 
 Handle start_allreduce(const at::Tensor& tensor, bool in_place, const ReduceOptions& options, bool waits, Site site) {
@@ -80,28 +47,17 @@ Handle start_alltoall(const at::Tensor& tensor, std::span<const std::int64_t> sp
 
 }  // namespace
 
-void Handle::require(const Site& site) const {
-  if (valid()) return;
-  hvd::detail::raise(StatusCode::kPrecondition, "wait", "the handle is empty: its result has been taken", site);
-}
+bool Handle::done(Site site) const { return detail::in_flight(operation_, site).done(); }
 
 at::Tensor Handle::wait(Site site) {
-  require(site);
-  const std::shared_ptr<hvd::detail::Operation> operation = std::exchange(operation_, nullptr);
+  const std::shared_ptr<hvd::detail::Operation> operation = detail::taken(operation_, site);
+  const detail::Place place = std::exchange(place_, {});
   operation->wait();
   hvd_handle* const handle = operation->get();
-  detail::let_stream_wait({&handle, 1}, source_);
-  at::Tensor result = target_;
-  if (copy_to_.defined()) {
-    result = copy_to_;
-    result.detach().copy_(target_);
-  } else if (!target_.defined()) {
-    const hvd_output output = operation->output();
-    received_splits_.assign(output.received_splits, output.received_splits + output.received_split_count);
-    result = adopted(output, operation, source_);
-  }
-  source_ = target_ = copy_to_ = at::Tensor();
-  return result;
+  detail::let_stream_wait({&handle, 1}, place.source);
+  const hvd_output output = operation->output();
+  received_splits_.assign(output.received_splits, output.received_splits + output.received_split_count);
+  return detail::result(place, operation);
 }
 
 Handle allreduce_async(const at::Tensor& tensor, const ReduceOptions& options, Site site) {

@@ -1,13 +1,16 @@
 #include "torch/differentiable.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include <horovod_cpp/torch.h>
+#include <horovod_cpp/hvd.h>
+#include <horovod_cpp/torch/collectives.h>
 
 namespace hvd::torch::detail {
 namespace {
@@ -117,6 +120,61 @@ struct Alltoall : Function<Alltoall> {
   }
 };
 
+// As of one tensor; options and call site, which come behind the tensors, have no gradient.
+tensor_list of_group(tensor_list gradients) {
+  gradients.resize(gradients.size() + 2);
+  return gradients;
+}
+
+struct GroupedAllreduce : Function<GroupedAllreduce> {
+  static tensor_list forward(AutogradContext* context, at::TensorList tensors, const ReduceOptions& options,
+                             const Site& site) {
+    keep(context, options);
+    return grouped_allreduce_async(tensors, options, site).wait();
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    return of_group(grouped_allreduce(gradients, kept_options(context)));
+  }
+};
+
+struct GroupedAllgather : Function<GroupedAllgather> {
+  static tensor_list forward(AutogradContext* context, at::TensorList tensors, const CollectiveOptions& options,
+                             const Site& site) {
+    keep(context, {.process_set = options.process_set});
+    std::vector<std::int64_t> rows;
+    for (const at::Tensor& tensor : tensors) rows.push_back(tensor.dim() > 0 ? tensor.size(0) : 0);
+    context->saved_data["rows"] = rows;
+    return grouped_allgather_async(tensors, options, site).wait();
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    const ProcessSet set = kept_set(context);
+    const std::vector<std::int64_t> rows = context->saved_data["rows"].toIntVector();
+    tensor_list averaged = grouped_allreduce(gradients, {.process_set = set});
+    const at::Tensor own = at::empty({1, static_cast<std::int64_t>(rows.size())}, at::kLong);
+    std::copy(rows.begin(), rows.end(), own.data_ptr<std::int64_t>());
+    const at::Tensor first = allgather(own, {.process_set = set}).narrow(0, 0, set.rank()).sum(0);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      averaged[i] = averaged[i].narrow(0, first.data_ptr<std::int64_t>()[i], rows[i]);
+    }
+    return of_group(std::move(averaged));
+  }
+};
+
+struct GroupedReducescatter : Function<GroupedReducescatter> {
+  static tensor_list forward(AutogradContext* context, at::TensorList tensors, const ReduceOptions& options,
+                             const Site& site) {
+    keep(context, options);
+    return grouped_reducescatter_async(tensors, options, site).wait();
+  }
+  static tensor_list backward(AutogradContext* context, const tensor_list& gradients) {
+    const ReduceOptions options = kept_options(context);
+    const double ranks = options.op == ReduceOp::kSum ? options.process_set.size() : 1;
+    tensor_list gathered = grouped_allgather(gradients, {.process_set = options.process_set});
+    for (at::Tensor& gradient : gathered) gradient = gradient.mul(ranks * options.prescale * options.postscale);
+    return of_group(std::move(gathered));
+  }
+};
+
 }  // namespace
 
 bool needs_gradient(const at::Tensor& tensor) {
@@ -139,6 +197,19 @@ at::Tensor differentiable_reducescatter(const at::Tensor& tensor, const ReduceOp
 at::Tensor differentiable_alltoall(const at::Tensor& tensor, std::span<const std::int64_t> splits,
                                    const CollectiveOptions& options, Site site) {
   return Alltoall::apply(tensor, std::vector<std::int64_t>(splits.begin(), splits.end()), options, site);
+}
+
+std::vector<at::Tensor> differentiable_grouped_allreduce(at::TensorList tensors, const ReduceOptions& options,
+                                                         Site site) {
+  return GroupedAllreduce::apply(tensors, options, site);
+}
+std::vector<at::Tensor> differentiable_grouped_allgather(at::TensorList tensors, const CollectiveOptions& options,
+                                                         Site site) {
+  return GroupedAllgather::apply(tensors, options, site);
+}
+std::vector<at::Tensor> differentiable_grouped_reducescatter(at::TensorList tensors, const ReduceOptions& options,
+                                                             Site site) {
+  return GroupedReducescatter::apply(tensors, options, site);
 }
 
 }  // namespace hvd::torch::detail

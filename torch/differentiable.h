@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <source_location>
 #include <span>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -24,5 +25,12 @@ at::Tensor differentiable_reducescatter(const at::Tensor& tensor, const ReduceOp
                                         std::source_location site);
 at::Tensor differentiable_alltoall(const at::Tensor& tensor, std::span<const std::int64_t> splits,
                                    const CollectiveOptions& options, std::source_location site);
+
+std::vector<at::Tensor> differentiable_grouped_allreduce(at::TensorList tensors, const ReduceOptions& options,
+                                                         std::source_location site);
+std::vector<at::Tensor> differentiable_grouped_allgather(at::TensorList tensors, const CollectiveOptions& options,
+                                                         std::source_location site);
+std::vector<at::Tensor> differentiable_grouped_reducescatter(at::TensorList tensors, const ReduceOptions& options,
+                                                             std::source_location site);
 
 }  // namespace hvd::torch::detail

@@ -10,10 +10,13 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include <horovod_cpp/torch.h>
 
+#include "torch/changes.h"
+#include "torch/sparse.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch::detail {
@@ -37,6 +40,8 @@ struct Gradient {
   at::Tensor reduced;  // the gradient that is in flight
   at::Tensor sent;     // and what travels: the same memory, or a copy of it
   std::shared_ptr<hvd::detail::Operation> operation;
+  std::optional<SparseReduction> sparse;  // in place of `sent` and `operation`
+  std::int64_t sparse_dimensions = 0;     // of the last gradient that was reduced as a sparse one
   PostAccumulateGradHook* hook = nullptr;
 };
 
@@ -82,6 +87,7 @@ struct GradientReduction::State {
   void on_accumulated(Gradient& gradient);
   void start(Gradient& gradient);
   void start_group(Group& group);
+  bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;
   std::vector<hvd_handle*> in_flight() const;
@@ -94,7 +100,9 @@ void check_options(const DistributedOptions& options, Site site) {
     hvd::detail::raise(StatusCode::kInvalidArgument, "DistributedOptimizer", reason, site);
   };
   if (options.backward_passes_per_step < 1) refuse("backward_passes_per_step must be 1 or more");
-  if (options.op == ReduceOp::kAdasum) refuse("gradients are not reduced by Adasum here");
+  if (options.op == ReduceOp::kAdasum && (options.group_count != 0 || !options.groups.empty())) {
+    refuse("groups are of gradients, which Adasum does not reduce");
+  }
   if (options.gradient_predivide_factor != 1.0 && options.op != ReduceOp::kAverage) {
     refuse("gradient_predivide_factor goes with an average only");
   }
@@ -129,11 +137,6 @@ std::vector<std::vector<at::Tensor>> parts(const std::vector<at::Tensor>& parame
   return parts;
 }
 
-at::Tensor compressed(const at::Tensor& gradient, Compression compression) {
-  if (compression == Compression::kNone || !gradient.is_floating_point()) return gradient;
-  return gradient.to(compression == Compression::kFp16 ? at::kHalf : at::kBFloat16);
-}
-
 }  // namespace
 
 GradientReduction::GradientReduction(const NamedTensors& named, const std::vector<at::Tensor>& parameters,
@@ -163,6 +166,7 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
   gradient.name = name;
   gradient.parameter = parameter;
   gradient.passes_left = state_->options.backward_passes_per_step;
+  if (is_of_changes()) return;
   auto act = [weak = std::weak_ptr(state_), &gradient] {
     if (const std::shared_ptr<State> alive = weak.lock()) alive->on_accumulated(gradient);
   };
@@ -173,6 +177,7 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
 
 GradientReduction::State::~State() {
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (gradient->hook == nullptr) continue;
     std::unique_ptr<PostAccumulateGradHook>& there = slot::post_acc_grad_hooks(gradient->parameter);
     if (there.get() != gradient->hook) continue;  // somebody else's is in its place, and calls ours, which does nothing
     slot::set_post_acc_grad_hooks(gradient->parameter, static_cast<Hook&>(*there).take_previous());
@@ -227,9 +232,20 @@ void GradientReduction::State::on_accumulated(Gradient& gradient) {
 void GradientReduction::State::start(Gradient& gradient) {
   const at::NoGradGuard no_grad;
   at::Tensor& grad = gradient.parameter.mutable_grad();
-  if (!grad.defined()) grad = at::zeros_like(gradient.parameter);
-  if (grad.layout() != at::kStrided) grad = grad.to_dense();
+  if (!grad.defined()) {
+    // The others have a sparse gradient again, presumably.
+    grad = gradient.sparse_dimensions > 0 ? sparse_zeros(gradient.parameter, gradient.sparse_dimensions)
+                                          : at::zeros_like(gradient.parameter);
+  }
   gradient.passes_left = 0;
+  if (stays_sparse(gradient, grad)) {
+    gradient.sparse_dimensions = grad.sparse_dim();
+    gradient.sparse =
+        start_sparse(grad, {.op = options.op, .process_set = options.process_set, .name = gradient.name}, site);
+    gradient.reduced = grad;
+    return;
+  }
+  if (grad.layout() != at::kStrided) grad = grad.to_dense();
   gradient.sent = plain(compressed(grad, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
     gradient.operation = std::make_shared<hvd::detail::Operation>(
@@ -248,6 +264,10 @@ void GradientReduction::State::start(Gradient& gradient) {
   }
 }
 
+bool GradientReduction::State::stays_sparse(const Gradient& gradient, const at::Tensor& grad) const {
+  return grad.layout() != at::kStrided && !options.sparse_as_dense && gradient.group == nullptr;
+}
+
 void GradientReduction::State::start_group(Group& group) {
   std::vector<at::Tensor> tensors;
   for (const Gradient* member : group.members) tensors.push_back(member->sent);
@@ -258,6 +278,11 @@ void GradientReduction::State::start_group(Group& group) {
 
 // Puts the reduced gradient, which is done, into its place.
 void GradientReduction::State::finish(Gradient& gradient) const {
+  if (gradient.sparse) {
+    gradient.parameter.mutable_grad() = finish_sparse(*gradient.sparse);
+    reset_one(gradient);
+    return;
+  }
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
   const at::Tensor sent = std::exchange(gradient.sent, {});
@@ -274,6 +299,7 @@ void GradientReduction::State::finish(Gradient& gradient) const {
 
 void GradientReduction::State::reset_one(Gradient& gradient) const {
   gradient.operation = nullptr;
+  gradient.sparse.reset();
   gradient.reduced = gradient.sent = at::Tensor();
   gradient.passes_left = options.backward_passes_per_step;
   if (gradient.group != nullptr) gradient.group->ready = 0;
@@ -283,14 +309,19 @@ std::vector<hvd_handle*> GradientReduction::State::in_flight() const {
   std::vector<hvd_handle*> handles;
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
     const Group* group = gradient->group;
-    if (group == nullptr || group->members.front() == gradient.get()) handles.push_back(gradient->operation->get());
+    if (gradient->sparse) {
+      handles.push_back(gradient->sparse->indices->get());
+      handles.push_back(gradient->sparse->values->get());
+    } else if (group == nullptr || group->members.front() == gradient.get()) {
+      handles.push_back(gradient->operation->get());
+    }
   }
   return handles;
 }
 
 void GradientReduction::synchronize() {
   State& state = *state_;
-  if (state.gradients.empty()) return;
+  if (state.gradients.empty() || is_of_changes()) return;
   try {
     std::vector<hvd_handle*> handles;
     {
@@ -303,8 +334,7 @@ void GradientReduction::synchronize() {
     hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
     const at::NoGradGuard no_grad;
     const std::scoped_lock lock(state.mutex);
-    const at::Tensor& any = state.gradients.front()->sent;
-    let_stream_wait(handles, any);
+    let_stream_wait(handles, state.gradients.front()->parameter);
     for (const std::unique_ptr<Gradient>& gradient : state.gradients) state.finish(*gradient);
   } catch (...) {
     reset();
@@ -315,6 +345,16 @@ void GradientReduction::synchronize() {
 void GradientReduction::reset() {
   const std::scoped_lock lock(state_->mutex);
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
+}
+
+bool GradientReduction::is_of_changes() const { return state_->active && state_->options.op == ReduceOp::kAdasum; }
+
+at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) const {
+  NamedTensors parameters;
+  for (const std::unique_ptr<Gradient>& gradient : state_->gradients) {
+    parameters.emplace_back(gradient->name, gradient->parameter);
+  }
+  return detail::step_and_reduce(parameters, state_->options, state_->site, local_step);
 }
 
 bool GradientReduction::in_progress() const {

@@ -1,9 +1,13 @@
 #include "torch/tensors.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
 #include <optional>
+#include <utility>
 
 namespace hvd::torch::detail {
 namespace {
@@ -37,10 +41,6 @@ std::optional<DataType> data_type(at::ScalarType type) {
 
 std::string text_of(const Submission& submission) {
   return hvd::detail::operation_text(submission.kind, submission.name);
-}
-
-[[noreturn]] void refuse(const Submission& submission, const std::string& reason) {
-  hvd::detail::raise(StatusCode::kInvalidArgument, text_of(submission), reason, submission.site);
 }
 
 // The cudaStream_t that the thread computes on. Streams of LibTorch before 2.13 do not tell.
@@ -81,7 +81,40 @@ using Kept = std::vector<at::Tensor>;
 
 void release(void* kept) { delete static_cast<Kept*>(kept); }
 
+// A tensor in memory of the library, which it holds on to.
+at::Tensor adopted(const hvd_output& output, const std::shared_ptr<hvd::detail::Operation>& operation,
+                   const at::Tensor& source) {
+  const at::IntArrayRef shape(output.shape, static_cast<std::size_t>(output.dimensions));
+  if (output.bytes == 0) return at::empty(shape, source.options());
+  return at::from_blob(output.data, shape, [operation](void*) {}, source.options());
+}
+
 }  // namespace
+
+Submission submission(hvd_op op, const char* kind, const ReduceOptions& options, bool waits, Site site) {
+  return {.op = op,
+          .kind = kind,
+          .name = options.name,
+          .process_set = options.process_set,
+          .caller_waits = waits,
+          .reduce_op = options.op,
+          .prescale = options.prescale,
+          .postscale = options.postscale,
+          .site = site};
+}
+
+Submission submission(hvd_op op, const char* kind, const CollectiveOptions& options, bool waits, Site site) {
+  return {.op = op,
+          .kind = kind,
+          .name = options.name,
+          .process_set = options.process_set,
+          .caller_waits = waits,
+          .site = site};
+}
+
+void refuse(const Submission& submission, const std::string& reason) {
+  hvd::detail::raise(StatusCode::kInvalidArgument, text_of(submission), reason, submission.site);
+}
 
 at::Tensor plain(const at::Tensor& tensor, const Submission& submission) {
   if (!tensor.defined()) refuse(submission, "the tensor is undefined");
@@ -92,6 +125,34 @@ at::Tensor plain(const at::Tensor& tensor, const Submission& submission) {
   }
   const at::Tensor data = tensor.detach();
   return data.is_contiguous() && !data.is_neg() ? data : data.clone(at::MemoryFormat::Contiguous);
+}
+
+Place place(const at::Tensor& tensor, const Submission& submission, Output output) {
+  Place made{.source = plain(tensor, submission), .target = {}, .in_place = {}};
+  const bool copied = tensor.data_ptr() != made.source.data_ptr();
+  if (output == Output::kInPlace) made.in_place = tensor;
+  if (output != Output::kMadeByLibrary) {
+    made.target = output == Output::kInPlace || copied ? made.source : at::empty_like(made.source);
+  }
+  return made;
+}
+
+at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index) {
+  at::Tensor output =
+      place.target.defined() ? place.target : adopted(operation->output(index), operation, place.source);
+  if (!place.in_place.defined()) return output;
+  if (place.in_place.data_ptr() != output.data_ptr()) place.in_place.detach().copy_(output);
+  return place.in_place;
+}
+
+std::shared_ptr<hvd::detail::Operation> taken(std::shared_ptr<hvd::detail::Operation>& operation, const Site& site) {
+  in_flight(operation, site);
+  return std::exchange(operation, nullptr);
+}
+
+const hvd::detail::Operation& in_flight(const std::shared_ptr<hvd::detail::Operation>& operation, const Site& site) {
+  if (operation) return *operation;
+  hvd::detail::raise(StatusCode::kPrecondition, "wait", "the handle is empty: its result has been taken", site);
 }
 
 hvd::detail::Operation submit(const Submission& submission, const std::vector<at::Tensor>& inputs,
@@ -130,7 +191,7 @@ hvd::detail::Operation submit(const Submission& submission, const std::vector<at
   hvd_handle* handle = nullptr;
   hvd::detail::check(hvd_enqueue(&operation, &handle), text_of(submission), submission.site);
   static_cast<void>(kept.release());  // `release` has it now
-  return {handle, text_of(submission), submission.site};
+  return {handle, text_of(submission), submission.site, submission.group ? static_cast<int>(inputs.size()) : 1};
 }
 
 void let_stream_wait(std::span<hvd_handle* const> handles, const at::Tensor& tensor) {

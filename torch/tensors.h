@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include <horovod_cpp/collectives.h>
 #include <horovod_cpp/handle.h>
+#include <horovod_cpp/torch/collectives.h>
 
 namespace hvd::torch::detail {
 
@@ -31,9 +33,24 @@ struct Submission {
   std::source_location site;
 };
 
+Submission submission(hvd_op op, const char* kind, const ReduceOptions& options, bool waits, Site site);
+Submission submission(hvd_op op, const char* kind, const CollectiveOptions& options, bool waits, Site site);
+
+/// Throws InvalidArgument.
+[[noreturn]] void refuse(const Submission& submission, const std::string& reason);
+
 /// Contiguous memory that the library may use: the tensor itself or a copy. Throws InvalidArgument for what cannot
 /// travel.
 at::Tensor plain(const at::Tensor& tensor, const Submission& submission);
+
+enum class Output : std::uint8_t { kInPlace, kNew, kMadeByLibrary };
+Place place(const at::Tensor& tensor, const Submission& submission, Output output);
+/// The tensor number `index` of an operation that is done.
+at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index = 0);
+
+/// Takes the operation out of a handle; throws PreconditionError for an empty one.
+std::shared_ptr<hvd::detail::Operation> taken(std::shared_ptr<hvd::detail::Operation>& operation, const Site& site);
+const hvd::detail::Operation& in_flight(const std::shared_ptr<hvd::detail::Operation>& operation, const Site& site);
 
 /// Does not block. All tensors are plain and on one device; `outputs` may be empty. The library keeps them until it is
 /// done.

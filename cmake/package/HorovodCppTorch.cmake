@@ -83,10 +83,15 @@ macro(hvd_add_torch)
       hvd_import_torch()
     endif()
     add_library(hvd_torch STATIC EXCLUDE_FROM_ALL
+      ${hvd_torch_sources}/torch/changes.cc
       ${hvd_torch_sources}/torch/collectives.cc
       ${hvd_torch_sources}/torch/differentiable.cc
+      ${hvd_torch_sources}/torch/grouped.cc
+      ${hvd_torch_sources}/torch/normalize.cc
       ${hvd_torch_sources}/torch/optimizer_state.cc
       ${hvd_torch_sources}/torch/reduction.cc
+      ${hvd_torch_sources}/torch/sparse.cc
+      ${hvd_torch_sources}/torch/sync_batch_norm.cc
       ${hvd_torch_sources}/torch/tensors.cc)
     add_library(HorovodCpp::torch ALIAS hvd_torch)
     target_compile_features(hvd_torch PUBLIC cxx_std_20)

@@ -279,7 +279,7 @@ TEST(Training, BadOptionsAndNamesAreRefused) {
   };
   EXPECT_THROW(make({.backward_passes_per_step = 0}), hvd::InvalidArgument);
   EXPECT_THROW(make({.op = ReduceOp::kSum, .gradient_predivide_factor = 2}), hvd::InvalidArgument);
-  EXPECT_THROW(make({.op = ReduceOp::kAdasum}), hvd::InvalidArgument);
+  EXPECT_THROW(make({.op = ReduceOp::kAdasum, .group_count = 1}), hvd::InvalidArgument);
   const hvd::torch::NamedTensors twice{{"a", model->parameters()[0]}, {"a", model->parameters()[1]}};
   EXPECT_THROW(DistributedOptimizer<optim::SGD>(twice, optim::SGDOptions(0.1)), hvd::InvalidArgument);
 }

@@ -8,13 +8,16 @@
 // together in wait().
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <ranges>
 #include <source_location>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <horovod_cpp/c_api.h>
 #include <horovod_cpp/element.h>
@@ -103,6 +106,21 @@ class Call {
     operation_.output = tensor(output.data(), count);
     return start();
   }
+  /// Several tensors as one operation. `into_inputs`: reduced in place; otherwise the library makes the outputs.
+  template <typename T>
+  Operation start_group(std::span<const std::span<T>> parts, bool into_inputs) {
+    std::vector<std::int64_t> counts;
+    for (const std::span<T> part : parts) counts.push_back(static_cast<std::int64_t>(part.size()));
+    std::vector<hvd_tensor> tensors;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      tensors.push_back(tensor(const_cast<std::remove_const_t<T>*>(parts[i].data()), counts[i]));
+    }
+    if (tensors.empty()) raise(StatusCode::kInvalidArgument, text(), "the group is empty", site_);
+    operation_.group_count = static_cast<std::int32_t>(tensors.size());
+    operation_.group_inputs = tensors.data();
+    if (into_inputs) operation_.group_outputs = tensors.data();
+    return start();
+  }
   Operation start() {
     if (name_.find('\0') != std::string::npos) {
       raise(StatusCode::kInvalidArgument, kind_, "a name may not contain a zero byte", site_);
@@ -110,7 +128,7 @@ class Call {
     operation_.name = name_.empty() ? nullptr : name_.c_str();
     hvd_handle* handle = nullptr;
     check(hvd_enqueue(&operation_, &handle), text(), site_);
-    return {handle, text(), site_};
+    return {handle, text(), site_, std::max(operation_.group_count, 1)};
   }
 
  private:

@@ -24,8 +24,8 @@ namespace detail {
 class Operation {
  public:
   Operation() = default;
-  Operation(hvd_handle* handle, std::string text, const std::source_location& site)
-      : handle_(handle), text_(std::move(text)), site_(site) {}
+  Operation(hvd_handle* handle, std::string text, const std::source_location& site, int tensors = 1)
+      : handle_(handle), text_(std::move(text)), site_(site), tensors_(tensors) {}
 
   bool empty() const { return handle_ == nullptr; }
   hvd_handle* get() const { return handle_.get(); }
@@ -35,10 +35,11 @@ class Operation {
     return hvd_handles_wait(&one, 1, std::max<std::int64_t>(limit.count(), 0)) == HVD_OK;
   }
   void wait() const { check(hvd_handle_wait(handle_.get(), /*limit_nanoseconds=*/-1), text_, site_); }
-  hvd_output output() const {
+  int tensors() const { return tensors_; }  // of a group; 1 of others
+  hvd_output output(int index = 0) const {
     hvd_output output;
     HVD_INIT_STRUCT(&output);
-    check(hvd_handle_output(handle_.get(), &output), text_, site_);
+    check(hvd_handle_group_output(handle_.get(), index, &output), text_, site_);
     return output;
   }
   void require(const std::source_location& site) const {
@@ -52,6 +53,7 @@ class Operation {
   std::unique_ptr<hvd_handle, Destroy> handle_;
   std::string text_;
   std::source_location site_;
+  int tensors_ = 1;
 };
 
 }  // namespace detail

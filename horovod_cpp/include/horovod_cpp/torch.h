@@ -1,9 +1,6 @@
 // LibTorch programs: collectives on at::Tensor, and what makes a training program one that runs on many ranks.
-// Link HorovodCpp::torch (docs/cpp.md). Without <torch/torch.h>, which takes 20 s to compile.
-//
-// Shapes are those of the tensors; data types: uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64,
-// bool. Memory is dense on the CPU or a CUDA device; what is not contiguous is copied. Errors are those of
-// collectives.h. A function may be called by any thread and blocks, unless it says otherwise.
+// Link HorovodCpp::torch (docs/cpp.md). Without <torch/torch.h>, which takes 20 s to compile. A function may be called
+// by any thread and blocks, unless it says otherwise.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +10,6 @@
 #include <functional>
 #include <memory>
 #include <source_location>
-#include <span>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -21,6 +17,7 @@
 
 #include <horovod_cpp/collectives.h>
 #include <horovod_cpp/hvd.h>
+#include <horovod_cpp/torch/collectives.h>
 
 namespace torch {
 // Of <torch/serialize.h>, which a program that saves has included.
@@ -31,76 +28,6 @@ void load(Value& value, From&&... from);
 }  // namespace torch
 
 namespace hvd::torch {
-
-// ---- collectives ----------------------------------------------------------------------------------------------------
-
-/// An operation on tensors in flight. Move-only; any thread, one at a time. The library keeps the tensors, so a handle
-/// may be dropped; the operation goes on then.
-class [[nodiscard]] Handle {
- public:
-  Handle() = default;
-  Handle(hvd::detail::Operation operation, at::Tensor source, at::Tensor target, at::Tensor copy_to)
-      : operation_(std::make_shared<hvd::detail::Operation>(std::move(operation))),
-        source_(std::move(source)),
-        target_(std::move(target)),
-        copy_to_(std::move(copy_to)) {}
-
-  bool valid() const { return operation_ != nullptr; }
-  /// Whether wait() would not block.
-  bool done(std::source_location site = std::source_location::current()) const {
-    require(site);
-    return operation_->done();
-  }
-  /// Blocks until the operation is done (on CUDA: in line on the device) and gives its result, once: the tensor itself
-  /// for an in-place operation, a new one otherwise.
-  at::Tensor wait(std::source_location site = std::source_location::current());
-  /// After wait(), of an alltoall: rows that came from each rank of the set.
-  const std::vector<std::int64_t>& received_splits() const { return received_splits_; }
-
- private:
-  void require(const std::source_location& site) const;
-
-  std::shared_ptr<hvd::detail::Operation> operation_;  // shared with the tensor, where the library made the output
-  at::Tensor source_, target_, copy_to_;
-  std::vector<std::int64_t> received_splits_;
-};
-
-using Site = std::source_location;
-
-/// Reduces `tensor` over all ranks of the set into a new tensor; with `_` in place. `_async` ones do not block;
-/// `tensor` stays untouched until they are done. No gradient flows through.
-at::Tensor allreduce(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-at::Tensor allreduce_(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle allreduce_async(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle allreduce_async_(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-
-/// Concatenates along dimension 0: (n_i, d1, ...) of each rank to (sum of n_i, d1, ...), in the order of ranks.
-/// Gradient: this rank's rows of the *average* of all gradients.
-at::Tensor allgather(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
-Handle allgather_async(const at::Tensor& tensor, const CollectiveOptions& options = {}, Site site = Site::current());
-
-/// The tensor of the *global* rank `root_rank`, as a new one; with `_` it overwrites `tensor`. Gradient: the
-/// average of all gradients on the root, zeros elsewhere.
-at::Tensor broadcast(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                     Site site = Site::current());
-at::Tensor broadcast_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                      Site site = Site::current());
-Handle broadcast_async(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                       Site site = Site::current());
-Handle broadcast_async_(const at::Tensor& tensor, int root_rank, const CollectiveOptions& options = {},
-                        Site site = Site::current());
-
-/// Reduces, and gives each rank its rows: n / ranks of n, the first n % ranks ranks one more. Gradient: those of all
-/// ranks, one behind the other; of a sum, times the number of ranks.
-at::Tensor reducescatter(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-Handle reducescatter_async(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
-
-/// Sends `splits[i]` rows to rank i of the set; equal shares where there are no splits. What comes is concatenated in
-/// the order of ranks.
-at::Tensor alltoall(const at::Tensor& tensor, std::span<const std::int64_t> splits = {},
-                    const CollectiveOptions& options = {}, Site site = Site::current());
-Handle alltoall_async(const at::Tensor& tensor, std::span<const std::int64_t> splits = {},
-                      const CollectiveOptions& options = {}, Site site = Site::current());
 
 // ---- a training program ---------------------------------------------------------------------------------------------
 
@@ -228,13 +155,20 @@ class MeanMetric {
 enum class Compression : std::uint8_t { kNone, kFp16, kBf16 };
 
 struct DistributedOptions {
-  ReduceOp op = ReduceOp::kAverage;  ///< of the gradients: average, sum, min, max or product
+  /// Of the gradients. kAdasum: each rank does its own step, and what it changed in the parameters is reduced, which
+  /// blocks in step(); learning rates need not grow with the ranks. It takes no groups.
+  ReduceOp op = ReduceOp::kAverage;
   Compression compression = Compression::kNone;
   int backward_passes_per_step = 1;        ///< so many are summed up locally before their sum is reduced
   double gradient_predivide_factor = 1.0;  ///< divides before and multiplies after an average
   int group_count = 0;  ///< above 0: parameters are reduced in so many groups, in their order, each as one operation
   std::vector<std::vector<at::Tensor>> groups{};  ///< or in these; what is in none of them is reduced by itself
-  ProcessSet process_set{};                       ///< a rank outside steps with its own gradients
+  /// Sparse gradients are made dense before they are reduced, as they always are in a group. Otherwise their entries
+  /// are gathered, whose number grows with the ranks; they can be averaged or summed only, and are not compressed. A
+  /// rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not meet
+  /// (the stall report names both): there, have them dense.
+  bool sparse_as_dense = false;
+  ProcessSet process_set{};  ///< a rank outside steps with its own gradients
 };
 
 namespace detail {
@@ -251,6 +185,11 @@ class GradientReduction {
   void synchronize();
   /// Forgets what is in flight; it goes on without us.
   void reset();
+  /// Whether it is the changes of a step that are reduced (Adasum), in place of gradients.
+  bool is_of_changes() const;
+  /// Does the optimizer's own step and reduces what that changed. Where the reduction throws, the parameters are as
+  /// they were before.
+  at::Tensor step_and_reduce(const std::function<at::Tensor()>& local_step) const;
   /// Whether a backward pass came since the last synchronize.
   bool in_progress() const;
   at::Tensor reduce_loss(const at::Tensor& loss) const;
@@ -268,7 +207,7 @@ class GradientReduction {
 /// with files of Inner as well.
 ///
 /// Reductions start in hooks while backward runs, so that they overlap with it; step() waits for them. A parameter that
-/// took no part in a backward pass counts with zeros. Sparse gradients are made dense.
+/// took no part in a backward pass counts with zeros.
 /// Threads: several may run backward; all else is for one at a time.
 template <typename Inner>
 class DistributedOptimizer : public Inner {
@@ -290,6 +229,9 @@ class DistributedOptimizer : public Inner {
   /// Waits for the reduced gradients, then steps. With a closure that is done after each of its calls; its loss is
   /// reduced as the gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
   at::Tensor step(LossClosure closure = nullptr) override {
+    if (reduction_.is_of_changes()) {
+      return reduction_.step_and_reduce([&] { return Inner::step(std::move(closure)); });
+    }
     if (skips_ > 0) return Inner::step(std::move(closure));
     if (!closure) {
       synchronize();
@@ -302,10 +244,12 @@ class DistributedOptimizer : public Inner {
     });
   }
 
-  /// Waits for the reduced gradients; for what is done with them before the step, such as clipping.
+  /// Waits for the reduced gradients; for what is done with them before the step, such as clipping. Nothing with
+  /// Adasum, which has no gradients in flight.
   void synchronize() { reduction_.synchronize(); }
 
-  /// While it lives, step() does not synchronize: synchronize(), clip, then step() under this guard.
+  /// While it lives, step() does not synchronize: synchronize(), clip, then step() under this guard. PreconditionError
+  /// with Adasum: what it reduces does not exist before the step.
   class [[nodiscard]] SkipSynchronize {
    public:
     explicit SkipSynchronize(int& skips) : skips_(skips) { ++skips_; }
@@ -316,7 +260,12 @@ class DistributedOptimizer : public Inner {
    private:
     int& skips_;
   };
-  SkipSynchronize skip_synchronize() { return SkipSynchronize(skips_); }
+  SkipSynchronize skip_synchronize() {
+    if (reduction_.is_of_changes()) {
+      reduction_.refuse("skip_synchronize", "with Adasum step() reduces what it has changed itself");
+    }
+    return SkipSynchronize(skips_);
+  }
 
   /// PreconditionError while gradients are being reduced, which it would pull away.
   void zero_grad(bool set_to_none = true) {
