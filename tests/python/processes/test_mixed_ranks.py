@@ -1,4 +1,4 @@
-"""C++ and Python ranks of one job train one model; its other half is in tests/torch/training_test.cc."""
+"""C++ and Python ranks of one job train one model; their other half is in tests/torch."""
 
 from __future__ import annotations
 
@@ -57,6 +57,18 @@ for make in (
     for here, there in zip(alone.parameters(), model.parameters(), strict=True):
         assert (here - there).abs().max() < 1e-9
 hvd.barrier()
+
+torch.manual_seed(23)
+batch = torch.randn(24, 6, dtype=torch.float64, requires_grad=True)
+own = batch.detach().chunk(hvd.size())[hvd.rank()].clone().requires_grad_()
+whole, layer = nn.BatchNorm1d(6).double(), hvd.SyncBatchNorm(6).double()
+expected, got = whole(batch), layer(own)
+assert (got - expected.chunk(hvd.size())[hvd.rank()]).abs().max() < 1e-9
+expected.pow(3).sum().backward()
+got.pow(3).sum().backward()
+assert (own.grad - batch.grad.chunk(hvd.size())[hvd.rank()]).abs().max() < 1e-9
+assert (layer.running_var - whole.running_var).abs().max() < 1e-9
+hvd.barrier()
 """
 
 
@@ -84,4 +96,4 @@ def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> Non
         timeout=90,
     )
     assert run.returncode == 0, run.stdout
-    assert run.stdout.count("[  PASSED  ] 1 test") == order.count("c"), run.stdout
+    assert run.stdout.count("[  PASSED  ] 2 tests") == order.count("c"), run.stdout
