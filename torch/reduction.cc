@@ -3,6 +3,7 @@
 // mutex guards all of State; nobody waits under it.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -285,7 +286,8 @@ void GradientReduction::State::finish(Gradient& gradient) const {
   }
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
-  const at::Tensor sent = std::exchange(gradient.sent, {});
+  at::Tensor sent = std::exchange(gradient.sent, {});
+  if (reduced.is_complex()) sent = at::view_as_complex(sent);
   reset_one(gradient);
   if (sent.data_ptr() == reduced.data_ptr()) {
     gradient.parameter.mutable_grad() = reduced;

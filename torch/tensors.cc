@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
@@ -41,6 +43,14 @@ std::optional<DataType> data_type(at::ScalarType type) {
 
 std::string text_of(const Submission& submission) {
   return hvd::detail::operation_text(submission.kind, submission.name);
+}
+
+// A complex tensor as a real one with a last dimension of 2; a conjugated view is copied.
+at::Tensor pairs(const at::Tensor& tensor, const Submission& submission) {
+  if (submission.reduce_op != ReduceOp::kSum && submission.reduce_op != ReduceOp::kAverage) {
+    refuse(submission, "complex numbers can be summed and averaged only");
+  }
+  return at::view_as_real(tensor.detach().resolve_conj());
 }
 
 // The cudaStream_t that the thread computes on. Streams of LibTorch before 2.13 do not tell.
@@ -118,17 +128,23 @@ void refuse(const Submission& submission, const std::string& reason) {
 
 at::Tensor plain(const at::Tensor& tensor, const Submission& submission) {
   if (!tensor.defined()) refuse(submission, "the tensor is undefined");
-  const bool travels = data_type(tensor.scalar_type()) && tensor.layout() == at::kStrided;
+  const bool is_dense = tensor.layout() == at::kStrided;
+  if (tensor.is_complex() && is_dense) return plain(pairs(tensor, submission), submission);
+  const bool travels = data_type(tensor.scalar_type()) && is_dense;
   if (!travels || !(tensor.is_cpu() || tensor.is_cuda())) {
     refuse(submission, "a tensor of type " + tensor.toString() +
-                           " cannot travel; dense CPU and CUDA tensors of real numbers of up to 64 bits can");
+                           " cannot travel; dense CPU and CUDA tensors can, of numbers of up to 64 bits and of complex "
+                           "ones made of these");
   }
   const at::Tensor data = tensor.detach();
   return data.is_contiguous() && !data.is_neg() ? data : data.clone(at::MemoryFormat::Contiguous);
 }
 
 Place place(const at::Tensor& tensor, const Submission& submission, Output output) {
-  Place made{.source = plain(tensor, submission), .target = {}, .in_place = {}};
+  Place made{.source = plain(tensor, submission), .target = {}, .in_place = {}, .pairs = tensor.is_complex()};
+  if (made.pairs && tensor.dim() == 0 && output == Output::kMadeByLibrary) {
+    refuse(submission, "a single number has no rows");  // the library would take the pair for two
+  }
   const bool copied = tensor.data_ptr() != made.source.data_ptr();
   if (output == Output::kInPlace) made.in_place = tensor;
   if (output != Output::kMadeByLibrary) {
@@ -140,6 +156,7 @@ Place place(const at::Tensor& tensor, const Submission& submission, Output outpu
 at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index) {
   at::Tensor output =
       place.target.defined() ? place.target : adopted(operation->output(index), operation, place.source);
+  if (place.pairs) output = at::view_as_complex(output);
   if (!place.in_place.defined()) return output;
   if (place.in_place.data_ptr() != output.data_ptr()) place.in_place.detach().copy_(output);
   return place.in_place;

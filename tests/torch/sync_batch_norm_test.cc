@@ -254,6 +254,25 @@ TEST(SyncBatchNorm, SecondDerivativesAreRefused) {
   EXPECT_THROW(torch::autograd::grad({first.sum()}, {input}), c10::Error);
 }
 
+// Run by tests/python/processes/test_mixed_ranks.py, which has the other half.
+TEST(WithPython, DISABLED_OneBatchIsNormalised) {
+  torch::manual_seed(23);
+  const Tensor all = torch::randn({24, kChannels}, torch::kFloat64).requires_grad_();
+  const Tensor own = all.detach().chunk(hvd::size())[hvd::rank()].clone().requires_grad_();
+  nn::BatchNorm1d whole(kChannels);
+  SyncBatchNorm layer(kChannels);
+  whole->to(torch::kFloat64);
+  layer->to(torch::kFloat64);
+  const Tensor expected = whole->forward(all);
+  const Tensor got = layer->forward(own);
+  expect_close(got, expected.chunk(hvd::size())[hvd::rank()]);
+  expected.pow(3).sum().backward();
+  got.pow(3).sum().backward();
+  expect_close(own.grad(), all.grad().chunk(hvd::size())[hvd::rank()]);
+  expect_same_tensors(layer->named_buffers(), whole->named_buffers());
+  hvd::barrier();
+}
+
 TEST(SyncBatchNorm, RanksOutsideOfItsProcessSetDoNotCount) {
   if (hvd::size() < 3) GTEST_SKIP() << "needs a rank outside of a set of two";
   const std::vector<int> members{0, 2};

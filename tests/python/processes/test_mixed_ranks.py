@@ -1,4 +1,4 @@
-"""C++ and Python ranks train one model, in one job or in two; the other half is in tests/torch/training_test.cc."""
+"""C++ and Python ranks train one model, in one job or in two; their other half is in tests/torch."""
 
 from __future__ import annotations
 
@@ -74,6 +74,20 @@ for make in optimizers:
 hvd.barrier()
 """
 
+ONE_BATCH = """
+torch.manual_seed(23)
+batch = torch.randn(24, 6, dtype=torch.float64, requires_grad=True)
+own = batch.detach().chunk(hvd.size())[hvd.rank()].clone().requires_grad_()
+whole, layer = nn.BatchNorm1d(6).double(), hvd.SyncBatchNorm(6).double()
+expected, got = whole(batch), layer(own)
+assert (got - expected.chunk(hvd.size())[hvd.rank()]).abs().max() < 1e-9
+expected.pow(3).sum().backward()
+got.pow(3).sum().backward()
+assert (own.grad - batch.grad.chunk(hvd.size())[hvd.rank()]).abs().max() < 1e-9
+assert (layer.running_var - whole.running_var).abs().max() < 1e-9
+hvd.barrier()
+"""
+
 WEIGHTS_OF_A_FILE = """
 start = torch.load("start.pt")
 inputs, targets = start.pop("inputs"), start.pop("targets")
@@ -119,6 +133,11 @@ def run_job(folder: Path, order: str, test: str, script: str) -> None:
 @pytest.mark.parametrize("order", ["cp", "pc", "ccpp"])
 def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> None:
     run_job(tmp_path, order, "OneModelIsTrained", ONE_MODEL)
+
+
+@pytest.mark.parametrize("order", ["cp", "pc"])
+def test_cpp_and_python_ranks_normalise_one_batch(tmp_path: Path, order: str) -> None:
+    run_job(tmp_path, order, "OneBatchIsNormalised", ONE_BATCH)
 
 
 Tensors = dict[str, torch.Tensor]

@@ -1,8 +1,9 @@
 // Collectives on at::Tensor, with their gradients; <horovod_cpp/torch.h> has them, too. Link HorovodCpp::torch.
 //
 // Shapes are those of the tensors; data types: uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64,
-// bool. Memory is dense on the CPU or a CUDA device; what is not contiguous is copied. Errors are those of
-// <horovod_cpp/collectives.h>. A function may be called by any thread and blocks, unless it says otherwise.
+// bool, and complex64 and complex128, which can be summed and averaged only. Memory is dense on the CPU or a CUDA
+// device; what is not contiguous is copied. Errors are those of <horovod_cpp/collectives.h>. A function may be called
+// by any thread and blocks, unless it says otherwise.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,6 +30,7 @@ struct Place {
   at::Tensor source;    ///< what the library reads
   at::Tensor target;    ///< what it writes; undefined: it makes the output
   at::Tensor in_place;  ///< the caller's tensor that is the result; undefined: the result is a new one
+  bool pairs = false;   ///< source and target have complex numbers as pairs of real ones
 };
 
 }  // namespace detail
