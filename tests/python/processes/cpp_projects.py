@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
@@ -40,6 +41,8 @@ def configure(project: Path, *options: str, fails: bool = False, alone: bool = F
 
 
 def build(project: Path, *targets: str) -> Path:
+    # Compiling LibTorch programs may take longer than a test otherwise may; `run` has a limit of its own.
+    faulthandler.cancel_dump_traceback_later()
     chosen = ["--target", *targets] if targets else []
     run("cmake", "--build", project / "build", "-j", "2", *chosen, limit_s=1500)
     return project / "build"
