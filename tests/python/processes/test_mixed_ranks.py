@@ -113,18 +113,19 @@ def run_job(folder: Path, order: str, test: str, script: str) -> None:
     variables = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        "HOROVOD_START_TIMEOUT": "60",  # loading torch four times may take long on a busy machine
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "TEST_TMPDIR": str(folder),  # GoogleTest's
     }
     run = subprocess.run(
-        ["mpirun", "--timeout", "80", "--oversubscribe", "--bind-to", "none", *ranks],
+        ["mpirun", "--timeout", "100", "--oversubscribe", "--bind-to", "none", *ranks],
         cwd=folder,
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=90,
+        timeout=110,
     )
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("[  PASSED  ] 1 test") == order.count("c"), run.stdout
