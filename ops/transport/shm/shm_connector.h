@@ -17,9 +17,8 @@
 namespace hvd {
 
 /// Of a ring, in a job of `ranks`: about what the cache of a core holds. In a smaller one each line that is written
-/// still lies in the reader's cache and has to be taken from it, which costs more than all copies (a ring of 256 KiB
-/// makes an allreduce of 1 MiB take 2.6 times as long). All rings of a rank together stay within 32 MiB as long as each
-/// has 128 KiB.
+/// still lies in the reader's cache and has to be taken from it, which costs more than all copies
+/// (docs/performance.md). All rings of a rank together stay within 32 MiB as long as each has 128 KiB.
 constexpr std::size_t ring_bytes_for(int ranks) {
   constexpr std::size_t smallest = std::size_t{128} << 10;
   constexpr std::size_t largest = std::size_t{1} << 20;

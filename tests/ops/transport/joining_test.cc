@@ -56,6 +56,17 @@ std::vector<std::vector<int>> share(const std::vector<std::string>& tokens,
 
 std::vector<Bytes> as_they_are(std::vector<Bytes> addresses) { return addresses; }
 
+TEST(RingBytes, ShrinkWithTheNumberOfRanks) {
+  constexpr std::size_t kib = 1024;
+  EXPECT_EQ(ring_bytes_for(1), 1024 * kib);
+  EXPECT_EQ(ring_bytes_for(2), 1024 * kib);
+  EXPECT_EQ(ring_bytes_for(17), 1024 * kib);
+  EXPECT_EQ(ring_bytes_for(18), 512 * kib);
+  EXPECT_EQ(ring_bytes_for(65), 256 * kib);
+  EXPECT_EQ(ring_bytes_for(129), 128 * kib);
+  EXPECT_EQ(ring_bytes_for(100'000), 128 * kib);
+}
+
 TEST(ShmConnector, RanksOfOneJobReachEachOther) {
   EXPECT_EQ(share({"t", "t", "t"}, as_they_are, 60s), (std::vector<std::vector<int>>{{1, 2}, {0, 2}, {0, 1}}));
 }
