@@ -11,20 +11,12 @@
 #include <thread>
 
 #include "common/loop/poller.h"
+#include "tests/support/manual_clock.h"
 
 namespace hvd::testing {
 namespace {
 
 using namespace std::chrono_literals;
-
-class ManualClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration by) { now_ += by; }
-
- private:
-  TimePoint now_{};
-};
 
 // Suspends until the loop resumes it.
 struct Turnstile {

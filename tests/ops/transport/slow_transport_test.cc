@@ -6,20 +6,12 @@
 
 #include "ops/transport/inproc/inproc_network.h"
 #include "tests/ops/transport/transport_ends.h"
+#include "tests/support/manual_clock.h"
 
 namespace hvd::testing {
 namespace {
 
 using namespace std::chrono_literals;
-
-class ManualClock final : public Clock {
- public:
-  TimePoint now() const override { return now_; }
-  void advance(Duration by) { now_ += by; }
-
- private:
-  TimePoint now_{1h};
-};
 
 TEST(TokenBucket, GivesEachByteItsTime) {
   TokenBucket bucket(1000);
@@ -62,7 +54,7 @@ class SlowTransportTest : public ::testing::Test {
     }
   }
 
-  ManualClock clock_;
+  ManualClock clock_{TimePoint(1h)};
   InprocNetwork network_{2};
   Ends ends_{2};
   std::unique_ptr<SlowTransport> slow_;
