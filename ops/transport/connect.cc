@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/check.h"
 #include "common/log.h"
 #include "common/rank_text.h"
 #include "common/wire.h"
@@ -277,6 +278,7 @@ class Connecting {
       if (peer == rank_) continue;
       const bool near = shares(rank_, peer);
       Transport* way = forced || (mpi != nullptr && !near) ? mpi : near ? shared_ : tcp_;
+      HVD_CHECK(way != nullptr);  // whoever shares no memory is reached over TCP
       connection_.fabric->route_data(peer, *way);
     }
     return {};
