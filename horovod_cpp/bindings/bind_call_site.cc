@@ -1,10 +1,15 @@
 // Where the user called: the walk up Python's frames, which each operation does.
+#include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "horovod_cpp/bindings/bind.h"
+
+#include <frameobject.h>
 
 namespace py = pybind11;
 
@@ -24,6 +29,58 @@ bool is_skipped(std::string_view file) {
   return false;
 }
 
+int instruction_of(PyFrameObject* frame) {
+#if PY_VERSION_HEX >= 0x030B0000
+  return PyFrame_GetLasti(frame);
+#else
+  return frame->f_lasti;
+#endif
+}
+
+// What has been said of each place in the code. Python finds the line of an instruction by counting from the start of
+// its function, which takes microseconds in a long script, and a training loop asks from the same few places for ever.
+class KnownPlaces {
+ public:
+  /// (file, line) of the instruction that `frame` is at; borrowed. nullptr, and Python's error, without memory.
+  PyObject* find(PyFrameObject* frame, PyObject* code, PyObject* file) {
+    const Place place{code, instruction_of(frame)};
+    if (const auto known = sites_.find(place); known != sites_.end()) return known->second.site.ptr();
+    const auto line = py::reinterpret_steal<py::object>(PyLong_FromLong(PyFrame_GetLineNumber(frame)));
+    if (!line) return nullptr;
+    auto site = py::reinterpret_steal<py::object>(PyTuple_Pack(2, file, line.ptr()));
+    if (!site) return nullptr;
+    if (sites_.size() >= kMost) sites_.clear();
+    const auto added = sites_.emplace(place, Site{py::reinterpret_borrow<py::object>(code), std::move(site)});
+    return added.first->second.site.ptr();
+  }
+
+ private:
+  static constexpr std::size_t kMost = 4096;  // a program that makes code all the time does not fill the memory
+
+  struct Place {
+    PyObject* code;
+    int instruction;
+    bool operator==(const Place&) const = default;
+  };
+  struct Hash {
+    std::size_t operator()(const Place& place) const {
+      return std::hash<PyObject*>()(place.code) * 31 + static_cast<std::size_t>(place.instruction);
+    }
+  };
+  struct Site {
+    py::object code;  // kept, so that no other code gets its address
+    py::object site;
+  };
+
+  std::unordered_map<Place, Site, Hash> sites_;
+};
+
+// As above.
+KnownPlaces& known_places() {
+  static auto* const places = new KnownPlaces;
+  return *places;
+}
+
 // In place of a pybind11 function, whose dispatch costs more than the walk.
 PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) {
   auto frame =
@@ -40,9 +97,9 @@ PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) {
       frame = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyFrame_GetBack(here)));
       continue;
     }
-    const auto line = py::reinterpret_steal<py::object>(PyLong_FromLong(PyFrame_GetLineNumber(here)));
-    if (!line) return nullptr;
-    return PyTuple_Pack(2, text == nullptr ? Py_None : file, line.ptr());
+    PyObject* const site = known_places().find(here, code.ptr(), text == nullptr ? Py_None : file);
+    Py_XINCREF(site);
+    return site;
   }
   return Py_BuildValue("(Oi)", Py_None, 0);
 }
