@@ -140,11 +140,11 @@ TimePoint BackgroundLoop::work(const std::stop_token& stop) {
     left_for_waiter_ = wanting_.load() > 0;
     if (left_for_waiter_) break;
     if (moved) {
-      last_move = runtime_.clock().now();
+      last_move = runtime_.stepped_at();
       continue;
     }
     const Duration patience = waiters_.load() > 0 ? spin_time_ : std::min(spin_time_, kSpinTimeWithoutWaiter);
-    if (!runtime_.busy() || runtime_.clock().now() - last_move > patience) break;
+    if (!runtime_.busy() || runtime_.stepped_at() - last_move > patience) break;
     spinner.pause();
   }
   return runtime_.next_deadline();
@@ -208,7 +208,7 @@ bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint dead
   runtime_.hold_bells();
   for (; !done; done = all_done(handles)) {
     const bool moved = runtime_.step();
-    const TimePoint now = runtime_.clock().now();
+    const TimePoint now = runtime_.stepped_at();
     if (now - last_ring > bell_patience) {  // however much moves: what is for one peer says nothing of another
       runtime_.ring();
       last_ring = now;

@@ -144,12 +144,13 @@ bool Runtime::step() {
     dispatch(ended);
     moved = true;
   }
-  if (controller_deadline_ <= clock_.now()) {
+  stepped_at_ = clock_.now();  // once: that costs as much as a look at a few peers
+  if (controller_deadline_ <= stepped_at_) {
     dispatch(TimePassed{});
     moved = true;
   }
-  if (check_stalls()) moved = true;
-  if (continue_closing()) moved = true;
+  if (check_stalls(stepped_at_)) moved = true;
+  if (continue_closing(stepped_at_)) moved = true;
   return moved;
 }
 
@@ -225,8 +226,8 @@ void Runtime::fail_set(const FailedSet& failed) {
   executor_.fail_set(failed.process_set, failed.reason);
 }
 
-bool Runtime::check_stalls() {
-  std::vector<OperationKey> stalled = stalls_.look(queue_, clock_.now());
+bool Runtime::check_stalls(TimePoint now) {
+  std::vector<OperationKey> stalled = stalls_.look(queue_, now);
   if (stalled.empty()) return false;
   dispatch(StallNoticed{std::move(stalled)});
   return true;
@@ -255,8 +256,7 @@ void Runtime::begin_closing(const Status& reason) {
 }
 
 // Calls that have begun are finished, then everybody says goodbye; a deadline bounds both.
-bool Runtime::continue_closing() {
-  const TimePoint now = clock_.now();
+bool Runtime::continue_closing(TimePoint now) {
   if (shutdown_deadline_ <= now && !closing_) {
     begin_closing(Status::internal("Horovod has been shut down; the coordinator did not answer in time."));
   }

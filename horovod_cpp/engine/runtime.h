@@ -74,6 +74,8 @@ class Runtime final : private TransportEvents {
   /// One turn of the loop: what was enqueued, what arrived, what is ready, what is due. Never waits.
   /// False when there was nothing to do.
   bool step();
+  /// When the last step ended, about.
+  TimePoint stepped_at() const { return stepped_at_; }
   /// Before sleeping; false when there is something to do after all.
   bool prepare_to_sleep() { return fabric_->arm() && !has_new_work() && !loop_.has_ready() && ended_calls_.empty(); }
   void woken() { fabric_->disarm(); }
@@ -95,9 +97,9 @@ class Runtime final : private TransportEvents {
   void carry_out(Actions actions);
   void fail_set(const FailedSet& failed);
   bool take_enqueued();
-  bool check_stalls();
+  bool check_stalls(TimePoint now);
   void begin_closing(const Status& reason);
-  bool continue_closing();
+  bool continue_closing(TimePoint now);
   void publish_sets();
 
   const Clock& clock_;
@@ -113,6 +115,7 @@ class Runtime final : private TransportEvents {
   StallInspector stalls_;
   std::vector<CallEnded> ended_calls_;  // told to the controller after the step that ended them
   TimePoint controller_deadline_ = kNever;
+  TimePoint stepped_at_{};
   std::vector<bool> said_goodbye_;
   std::vector<bool> lost_;
   std::atomic<bool> shutdown_wanted_{false};

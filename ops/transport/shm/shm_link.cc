@@ -29,7 +29,7 @@ ShmLink::ShmLink(int rank, const ShmPeer& peer)
 ShmLink::ShmLink(const ShmPeer& peer, ByteRingControl& out, std::span<std::byte> out_ring, ByteRingControl& in,
                  std::span<std::byte> in_ring)
     : peer_(peer),
-      peer_sleeps_(reinterpret_cast<const ShmPresence*>(peer.presence.bytes().data())->sleeps),
+      presence_(*reinterpret_cast<ShmPresence*>(peer.presence.bytes().data())),
       in_written_(in.written),
       writer_(out, out_ring),
       reader_(in, in_ring) {}
@@ -57,12 +57,13 @@ void ShmLink::consume(std::size_t count) {
 void ShmLink::ring() {
   const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
   if (!std::exchange(made_room_, false) && !unread) return;
-  const std::uint64_t sleep = peer_sleeps_.load();
+  const std::uint64_t sleep = presence_.sleeps.load();
   // Once a sleep is enough: the doorbell stays up until the peer has looked.
   if (sleep % 2 == 0 || sleep == rung_sleep_) return;
   rung_sleep_ = sleep;
   const std::uint64_t one = 1;
   [[maybe_unused]] const ssize_t put = ::write(peer_.doorbell.get(), &one, sizeof one);
+  presence_.rings.fetch_add(1);
 }
 
 bool ShmLink::has_news() { return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_.gone; }

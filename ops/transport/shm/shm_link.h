@@ -26,7 +26,7 @@ class ShmLink final : public Link {
           std::span<std::byte> in_ring);
 
   const ShmPeer& peer_;
-  const std::atomic<std::uint64_t>& peer_sleeps_;
+  ShmPresence& presence_;  // the peer's
   const std::atomic<std::uint64_t>& in_written_;
   ByteRingWriter writer_;
   ByteRingReader reader_;

@@ -24,6 +24,7 @@ using ShmNonce = std::array<std::byte, 16>;
 /// One page of each rank, mapped by all its peers: that a rank sleeps is one store, however many peers it has.
 struct ShmPresence {
   alignas(64) std::atomic<std::uint64_t> sleeps{0};  ///< odd while the rank sleeps; a new number for each sleep
+  alignas(64) std::atomic<std::uint64_t> rings{0};   ///< of its doorbell, counted once that is up
 };
 inline constexpr std::size_t kPresenceBytes = 4096;
 static_assert(sizeof(ShmPresence) <= kPresenceBytes);

@@ -56,7 +56,7 @@ ShmWakeup::ShmWakeup(UniqueFd epoll, UniqueFd doorbell, UniqueFd presence_file, 
       doorbell_(std::move(doorbell)),
       presence_file_(std::move(presence_file)),
       presence_(std::move(presence)),
-      sleeps_(std::construct_at(reinterpret_cast<ShmPresence*>(presence_.bytes().data()))->sleeps) {}
+      shown_(*std::construct_at(reinterpret_cast<ShmPresence*>(presence_.bytes().data()))) {}
 
 Status ShmWakeup::watch(ShmPeer& peer) {
   if (peer.process) HVD_RETURN_IF_ERROR(add_to(epoll_.get(), peer.process.get(), EPOLLIN, &peer));
@@ -78,9 +78,15 @@ const ShmPeer& ShmWakeup::keep(std::unique_ptr<ShmPeer> peer) {
 void ShmWakeup::set_sleeping(bool sleeping) {
   const bool asleep = sleep_ % 2 != 0;
   if (!sleeping && !asleep) return;
-  must_look_ = true;
   sleep_ += sleeping && asleep ? 2 : 1;
-  sleeps_.store(sleep_);
+  shown_.sleeps.store(sleep_);
+  // Most sleeps end before they have begun, when a waiter comes: they need no system call. What else may have woken the
+  // sleeper, the end of a peer, is seen within the interval.
+  if (const std::uint64_t rings = shown_.rings.load(); rings != rings_answered_) {
+    rings_answered_ = rings;
+    must_look_ = true;
+  }
+  calls_until_clock_ = 0;
 }
 
 void ShmWakeup::refresh() {

@@ -45,8 +45,9 @@ class ShmWakeup final : public Wakeup {
   UniqueFd doorbell_;
   UniqueFd presence_file_;
   SharedMapping presence_;
-  std::atomic<std::uint64_t>& sleeps_;
-  std::uint64_t sleep_ = 0;  // what is in sleeps_
+  ShmPresence& shown_;
+  std::uint64_t sleep_ = 0;  // what is in shown_.sleeps
+  std::uint64_t rings_answered_ = 0;
   bool must_look_ = false;
   int calls_until_clock_ = 0;
   TimePoint next_look_{};
