@@ -60,7 +60,7 @@ class Bucket:
         dtype, device = self._kind
         # Zeros: what is between the gradients is reduced, too.
         self.flat = torch.zeros(self._elements, dtype=dtype, device=device)
-        self.views = [self.flat.as_strided(*placement) for placement in self._placements]
+        self.views = [_view(self.flat, placement) for placement in self._placements]
 
     def is_ready(self) -> bool:
         return self.ready == len(self.views)
@@ -107,6 +107,11 @@ def split_by_kind(members: Iterable[Named]) -> list[list[Named]]:
 
 def _kind(parameter: torch.Tensor) -> Kind:
     return parameter.dtype, parameter.device
+
+
+def _view(flat: torch.Tensor, placement: Placement) -> torch.Tensor:
+    """A part of the memory of `flat`. To autograd it is no view: these cannot be detached in place, as programs do."""
+    return flat.new_empty(0).set_(flat.untyped_storage(), placement.offset, placement.shape, placement.strides)
 
 
 def _placements(parameters: list[torch.Tensor]) -> tuple[list[Placement], int]:
