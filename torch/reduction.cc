@@ -1,6 +1,6 @@
-// Reduces the gradients of one DistributedOptimizer: in hooks, as backward makes them, one by one or in groups.
-// Hooks run on the threads of backward passes, several at once if the program has them; all else on one thread. The
-// mutex guards all of State; nobody waits under it.
+// Reduces the gradients of one DistributedOptimizer: in hooks, as backward makes them, one by one, in groups or in
+// buckets. Hooks run on the threads of backward passes, several at once if the program has them; all else on one
+// thread. The mutex guards all of State; nobody waits under it.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/view_as_complex.h>
@@ -16,7 +16,9 @@
 
 #include <horovod_cpp/torch.h>
 
+#include "torch/buckets.h"
 #include "torch/changes.h"
+#include "torch/distributed_options.h"
 #include "torch/sparse.h"
 #include "torch/tensors.h"
 
@@ -38,8 +40,10 @@ struct Gradient {
   at::Tensor parameter;
   int passes_left = 0;
   Group* group = nullptr;
-  at::Tensor reduced;  // the gradient that is in flight
-  at::Tensor sent;     // and what travels: the same memory, or a copy of it
+  Bucket* bucket = nullptr;
+  std::size_t place = 0;  // in the bucket
+  at::Tensor reduced;     // the gradient that is in flight
+  at::Tensor sent;        // and what travels: the same memory, or a copy of it
   std::shared_ptr<hvd::detail::Operation> operation;
   std::optional<SparseReduction> sparse;  // in place of `sent` and `operation`
   std::int64_t sparse_dimensions = 0;     // of the last gradient that was reduced as a sparse one
@@ -78,6 +82,7 @@ struct GradientReduction::State {
   mutable std::mutex mutex;
   std::vector<std::unique_ptr<Gradient>> gradients;
   std::vector<std::unique_ptr<Group>> groups;
+  std::vector<std::unique_ptr<Bucket>> buckets;  // of all gradients or none
 
   ~State();
   [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
@@ -85,31 +90,23 @@ struct GradientReduction::State {
   }
   Submission submission(const std::string& name, bool group) const;
   void make_groups(const std::vector<std::vector<at::Tensor>>& wanted);
+  void make_buckets_of_groups();
+  void make_buckets_of_rest(bool one_each);
+  void add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members, bool takes_sparse);
   void on_accumulated(Gradient& gradient);
   void start(Gradient& gradient);
   void start_group(Group& group);
+  void start_in_bucket(Gradient& gradient);
+  void start_bucket(Bucket& bucket) const;
+  void start_missing();
   bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;
+  void finish_all();
   std::vector<hvd_handle*> in_flight() const;
 };
 
 namespace {
-
-void check_options(const DistributedOptions& options, Site site) {
-  const auto refuse = [&](const std::string& reason) {
-    hvd::detail::raise(StatusCode::kInvalidArgument, "DistributedOptimizer", reason, site);
-  };
-  if (options.backward_passes_per_step < 1) refuse("backward_passes_per_step must be 1 or more");
-  if (options.op == ReduceOp::kAdasum && (options.group_count != 0 || !options.groups.empty())) {
-    refuse("groups are of gradients, which Adasum does not reduce");
-  }
-  if (options.gradient_predivide_factor != 1.0 && options.op != ReduceOp::kAverage) {
-    refuse("gradient_predivide_factor goes with an average only");
-  }
-  if (options.group_count < 0) refuse("group_count must be 0 or more");
-  if (options.group_count > 0 && !options.groups.empty()) refuse("group_count and groups exclude each other");
-}
 
 std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) {
   std::map<Parameter, std::string> names;
@@ -122,20 +119,6 @@ std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) 
     names.emplace(key(tensor), name);
   }
   return names;
-}
-
-// Parts of nearly the same size, in the order of the parameters.
-std::vector<std::vector<at::Tensor>> parts(const std::vector<at::Tensor>& parameters, int wanted) {
-  const std::size_t count = std::min(static_cast<std::size_t>(wanted), parameters.size());
-  std::vector<std::vector<at::Tensor>> parts(count);
-  auto at = parameters.begin();
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::size_t size = parameters.size() / count + (i < parameters.size() % count ? 1 : 0);
-    const auto end = at + static_cast<std::ptrdiff_t>(size);
-    parts[i].assign(at, end);
-    at = end;
-  }
-  return parts;
 }
 
 }  // namespace
@@ -157,7 +140,11 @@ GradientReduction::GradientReduction(const NamedTensors& named, const std::vecto
     add(found->second, parameter);
   }
   if (!state_->active) return;
-  state_->make_groups(options.group_count > 0 ? parts(parameters, options.group_count) : options.groups);
+  const auto groups = options.group_count > 0 ? parts_of(parameters, options.group_count) : options.groups;
+  state_->make_groups(groups);
+  if (!options.gradient_as_bucket_view) return;
+  state_->make_buckets_of_groups();
+  state_->make_buckets_of_rest(/*one_each=*/!groups.empty());
 }
 
 void GradientReduction::add(const std::string& name, const at::Tensor& parameter) {
@@ -174,6 +161,11 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
   auto hook = std::make_unique<Hook>(std::move(act), std::move(slot::post_acc_grad_hooks(parameter)));
   gradient.hook = hook.get();
   slot::set_post_acc_grad_hooks(parameter, std::move(hook));
+}
+
+void GradientReduction::arrange_added() {
+  const std::scoped_lock lock(state_->mutex);
+  if (state_->options.gradient_as_bucket_view) state_->make_buckets_of_rest(/*one_each=*/false);
 }
 
 GradientReduction::State::~State() {
@@ -218,6 +210,52 @@ void GradientReduction::State::make_groups(const std::vector<std::vector<at::Ten
   }
 }
 
+namespace {
+
+NamedTensors named(const std::vector<Gradient*>& gradients) {
+  NamedTensors all;
+  for (const Gradient* gradient : gradients) all.emplace_back(gradient->name, gradient->parameter);
+  return all;
+}
+
+}  // namespace
+
+// Each group becomes a bucket, or one for each type in it.
+void GradientReduction::State::make_buckets_of_groups() {
+  for (const std::unique_ptr<Group>& group : groups) {
+    for (Gradient* member : group->members) member->group = nullptr;
+    for (const NamedTensors& part : split_by_kind(named(group->members))) {
+      add_bucket(group->members, part, /*takes_sparse=*/true);
+    }
+  }
+  groups.clear();
+}
+
+void GradientReduction::State::make_buckets_of_rest(bool one_each) {
+  std::vector<Gradient*> rest;
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (gradient->bucket == nullptr) rest.push_back(gradient.get());
+  }
+  if (one_each) {
+    for (Gradient* gradient : rest) add_bucket({gradient}, named({gradient}), options.sparse_as_dense);
+    return;
+  }
+  for (const NamedTensors& part : cut_into_buckets(named(rest))) add_bucket(rest, part, options.sparse_as_dense);
+}
+
+void GradientReduction::State::add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members,
+                                          bool takes_sparse) {
+  Bucket& bucket = *buckets.emplace_back(std::make_unique<Bucket>(buckets.size(), members, takes_sparse));
+  std::map<Parameter, std::size_t> places;
+  for (const auto& [name, parameter] : members) places.emplace(key(parameter), places.size());
+  for (Gradient* gradient : candidates) {
+    const auto found = places.find(key(gradient->parameter));
+    if (found == places.end()) continue;
+    gradient->bucket = &bucket;
+    gradient->place = found->second;
+  }
+}
+
 void GradientReduction::State::on_accumulated(Gradient& gradient) {
   const std::scoped_lock lock(mutex);
   if (!gradient.parameter.grad().defined()) return;  // a function of the user's gave none: zeros, at synchronize
@@ -226,12 +264,15 @@ void GradientReduction::State::on_accumulated(Gradient& gradient) {
            "more than backward_passes_per_step (" + std::to_string(options.backward_passes_per_step) +
                ") backward passes before step(); parameter '" + gradient.name + "'");
   }
+  // While it is in the caches, and before it is counted: what is refused is as if it had not been.
+  if (gradient.bucket != nullptr) gradient.bucket->take_in(gradient.place, site);
   if (--gradient.passes_left == 0) start(gradient);
 }
 
 // Hands the gradient over, zeros where there is none.
 void GradientReduction::State::start(Gradient& gradient) {
   const at::NoGradGuard no_grad;
+  if (gradient.bucket != nullptr) return start_in_bucket(gradient);
   at::Tensor& grad = gradient.parameter.mutable_grad();
   if (!grad.defined()) {
     // The others have a sparse gradient again, presumably.
@@ -277,8 +318,40 @@ void GradientReduction::State::start_group(Group& group) {
   for (Gradient* member : group.members) member->operation = operation;
 }
 
+// The last gradient of a bucket starts its reduction. Where that is refused, synchronize() tries again.
+void GradientReduction::State::start_in_bucket(Gradient& gradient) {
+  gradient.reduced = gradient.bucket->take_in(gradient.place, site);
+  gradient.passes_left = 0;
+  if (gradient.bucket->count_ready()) start_bucket(*gradient.bucket);
+}
+
+void GradientReduction::State::start_bucket(Bucket& bucket) const {
+  bucket.start(submission(bucket.name(), /*group=*/false), options.compression);
+}
+
+// Starts what no backward pass has started, or what was refused there.
+void GradientReduction::State::start_missing() {
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (!gradient->reduced.defined()) start(*gradient);
+  }
+  for (const std::unique_ptr<Bucket>& bucket : buckets) {
+    if (bucket->operation() == nullptr) start_bucket(*bucket);
+  }
+}
+
+void GradientReduction::State::finish_all() {
+  for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->finish();
+  for (const std::unique_ptr<Gradient>& gradient : gradients) finish(*gradient);
+  for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->reset();
+}
+
 // Puts the reduced gradient, which is done, into its place.
 void GradientReduction::State::finish(Gradient& gradient) const {
+  if (gradient.bucket != nullptr) {
+    gradient.parameter.mutable_grad() = gradient.reduced;
+    reset_one(gradient);
+    return;
+  }
   if (gradient.sparse) {
     gradient.parameter.mutable_grad() = finish_sparse(*gradient.sparse);
     reset_one(gradient);
@@ -309,7 +382,9 @@ void GradientReduction::State::reset_one(Gradient& gradient) const {
 
 std::vector<hvd_handle*> GradientReduction::State::in_flight() const {
   std::vector<hvd_handle*> handles;
+  for (const std::unique_ptr<Bucket>& bucket : buckets) handles.push_back(bucket->operation()->get());
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
     if (gradient->sparse) {
       handles.push_back(gradient->sparse->indices->get());
@@ -328,16 +403,14 @@ void GradientReduction::synchronize() {
     std::vector<hvd_handle*> handles;
     {
       const std::scoped_lock lock(state.mutex);
-      for (const std::unique_ptr<Gradient>& gradient : state.gradients) {
-        if (!gradient->reduced.defined()) state.start(*gradient);
-      }
+      state.start_missing();
       handles = state.in_flight();
     }
     hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
     const at::NoGradGuard no_grad;
     const std::scoped_lock lock(state.mutex);
     let_stream_wait(handles, state.gradients.front()->parameter);
-    for (const std::unique_ptr<Gradient>& gradient : state.gradients) state.finish(*gradient);
+    state.finish_all();
   } catch (...) {
     reset();
     throw;
@@ -347,6 +420,7 @@ void GradientReduction::synchronize() {
 void GradientReduction::reset() {
   const std::scoped_lock lock(state_->mutex);
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
+  for (const std::unique_ptr<Bucket>& bucket : state_->buckets) bucket->reset();
 }
 
 bool GradientReduction::is_of_changes() const { return state_->active && state_->options.op == ReduceOp::kAdasum; }

@@ -83,9 +83,11 @@ macro(hvd_add_torch)
       hvd_import_torch()
     endif()
     add_library(hvd_torch STATIC EXCLUDE_FROM_ALL
+      ${hvd_torch_sources}/torch/buckets.cc
       ${hvd_torch_sources}/torch/changes.cc
       ${hvd_torch_sources}/torch/collectives.cc
       ${hvd_torch_sources}/torch/differentiable.cc
+      ${hvd_torch_sources}/torch/distributed_options.cc
       ${hvd_torch_sources}/torch/grouped.cc
       ${hvd_torch_sources}/torch/normalize.cc
       ${hvd_torch_sources}/torch/optimizer_state.cc

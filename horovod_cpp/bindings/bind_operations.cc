@@ -9,6 +9,8 @@
 #include <tuple>
 #include <utility>
 
+#include <horovod_cpp/buckets.h>
+
 #include "horovod_cpp/bindings/bind.h"
 #include "horovod_cpp/bindings/dlpack.h"
 #include "horovod_cpp/bindings/gil.h"
@@ -240,6 +242,9 @@ void bind_numbers(py::module_& module) {
   module.attr("FLOAT64") = static_cast<int>(HVD_FLOAT64);
   module.attr("BOOL") = static_cast<int>(HVD_BOOL);
   module.attr("BFLOAT16") = static_cast<int>(HVD_BFLOAT16);
+  module.attr("BUCKET_BYTES") = kBucketBytes;
+  module.attr("FIRST_BUCKET_BYTES") = kFirstBucketBytes;
+  module.attr("BUCKET_ALIGNMENT_BYTES") = kBucketAlignmentBytes;
   module.attr("AVERAGE") = static_cast<int>(HVD_AVERAGE);
   module.attr("SUM") = static_cast<int>(HVD_SUM);
   module.attr("ADASUM") = static_cast<int>(HVD_ADASUM);

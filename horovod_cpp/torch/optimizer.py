@@ -18,6 +18,7 @@ import torch
 from horovod_cpp.common.call_site import call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
+from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
 from horovod_cpp.torch.pending import wait_all
@@ -58,6 +59,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             self._parameter_names[parameter] = name
             if self._reduction.active and self._reduction.op != Adasum and parameter.requires_grad:
                 self._reduction.add(parameter, name)
+        self._reduction.arrange([])
 
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
@@ -191,6 +193,7 @@ def DistributedOptimizer(
     groups: Any = None,
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
+    gradient_as_bucket_view: bool = False,
 ) -> _DistributedOptimizer:
     """Make `optimizer` reduce its gradients over all ranks before each step.
 
@@ -213,16 +216,25 @@ def DistributedOptimizer(
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
             meet (the stall report names both): there, use sparse_as_dense.
         process_set: the ranks that reduce; a rank outside steps with its own gradients.
+        gradient_as_bucket_view: let gradients be views of buckets, each of which is one flat tensor that is reduced in
+            place as one operation: nothing is packed or copied back, `step` finds the results where they are. What
+            backward makes is copied to its view at once; a gradient that is the view already (`set_to_none=False`,
+            later passes) is not. Buckets are cut from the parameters' end, where backward begins, at 16 MiB (the first
+            at 1 MiB), or are the `groups`, in parts of one dtype. A compressor gets a whole bucket. Sparse gradients
+            need `sparse_as_dense`, or a group. All ranks have the same setting; not with op=Adasum. It pays where
+            gradients are many and small. The model keeps its device and dtype from here on.
     Raises: ValueError for bad arguments or before `init`.
     """
     if op == Adasum and (groups is not None or num_groups != 0):
         raise ValueError("groups are of gradients, which op=Adasum does not reduce")
+    if op == Adasum and gradient_as_bucket_view:
+        raise ValueError("gradient_as_bucket_view is about gradients, which op=Adasum does not reduce")
     _require_positive(backward_passes_per_step)
     if gradient_predivide_factor != 1.0 and op != Average:
         raise ValueError("gradient_predivide_factor not supported with op != Average")
     names = _parameter_names(optimizer, named_parameters)
     members = _groups(list(names), groups, num_groups)
-    reduction = Reduction(
+    reduction = (BucketReduction if gradient_as_bucket_view else Reduction)(
         compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
     if isinstance(optimizer, _DistributedOptimizer):
@@ -238,8 +250,7 @@ def DistributedOptimizer(
         for parameter, name in names.items():
             if parameter.requires_grad:
                 reduction.add(parameter, name)
-        for number, parameters in enumerate(members):
-            reduction.group(parameters, number)
+        reduction.arrange(members)
     weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
     return optimizer
 

@@ -16,6 +16,7 @@ from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet
 from horovod_cpp.torch import operations
+from horovod_cpp.torch.buckets import Bucket
 from horovod_cpp.torch.compression import Compressor
 from horovod_cpp.torch.pending import AnyPending, Operation, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
@@ -25,7 +26,8 @@ class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "reduced", "sparse_dim",
+        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "reduced",
+        "sparse_dim",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
@@ -33,7 +35,8 @@ class Gradient:
         self.name = name
         self.passes_left = passes
         self.group: Group | None = None
-        self.place = 0  # in the group
+        self.bucket: Bucket | None = None  # see bucket_reduction.py
+        self.place = 0  # in the group or bucket
         self.pending: AnyPending | PendingSparse | GroupPending | None = None
         self.sparse_dim = 0  # of the last gradient that was reduced as a sparse one
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
@@ -106,8 +109,12 @@ class Reduction:
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
-    def group(self, parameters: list[torch.Tensor], number: int) -> None:
-        """Reduce these parameters together; those that need no gradient are left out."""
+    def arrange(self, groups: list[list[torch.Tensor]]) -> None:
+        """Reduce the parameters of each group together; those that need no gradient are left out."""
+        for number, parameters in enumerate(groups):
+            self._group(parameters, number)
+
+    def _group(self, parameters: list[torch.Tensor], number: int) -> None:
         members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
         if not members:
             return

@@ -79,30 +79,34 @@ void expect_loops_to_agree(const DistributedOptions& options) {
 
 TEST(TrainingLoop, ReducesGradientsOneByOne) { expect_loops_to_agree({}); }
 TEST(TrainingLoop, ReducesGradientsInGroups) { expect_loops_to_agree({.group_count = 2}); }
+TEST(TrainingLoop, ReducesGradientsInBuckets) { expect_loops_to_agree({.gradient_as_bucket_view = true}); }
 TEST(TrainingLoop, SumsUpSeveralBackwardPasses) { expect_loops_to_agree({.backward_passes_per_step = 2}); }
 
 TEST(TrainingLoop, SeveralThreadsRunBackward) {
   Tensor one = at::ones({40'000}, at::kDouble).requires_grad_();
   Tensor other = at::ones({40'000}, at::kDouble).requires_grad_();
   const hvd::torch::NamedTensors named{{"one", one}, {"other", other}};
-  Optimizer optimizer(named, SGDOptions(0.1), {.op = hvd::ReduceOp::kSum, .group_count = 1});
-  for (int step = 0; step < 40; ++step) {  // hooks that come one after the other are no race: some have to meet
-    optimizer.zero_grad();
-    std::latch both(2);
-    const auto backward = [&both](const Tensor& parameter) {
-      const Tensor sum = parameter.sum();
-      both.arrive_and_wait();
-      sum.backward();
-    };
-    {
-      const std::jthread first(backward, one);
-      const std::jthread second(backward, other);
+  for (const bool views : {false, true}) {
+    Optimizer optimizer(named, SGDOptions(0.1),
+                        {.op = hvd::ReduceOp::kSum, .group_count = 1, .gradient_as_bucket_view = views});
+    for (int step = 0; step < 40; ++step) {  // hooks that come one after the other are no race: some have to meet
+      optimizer.zero_grad();
+      std::latch both(2);
+      const auto backward = [&both](const Tensor& parameter) {
+        const Tensor sum = parameter.sum();
+        both.arrive_and_wait();
+        sum.backward();
+      };
+      {
+        const std::jthread first(backward, one);
+        const std::jthread second(backward, other);
+      }
+      optimizer.synchronize();
+      EXPECT_EQ(one.grad()[0].item<double>(), hvd::size());
+      EXPECT_EQ(other.grad()[39'999].item<double>(), hvd::size());
+      const auto reduced = optimizer.skip_synchronize();
+      optimizer.step();
     }
-    optimizer.synchronize();
-    EXPECT_EQ(one.grad()[0].item<double>(), hvd::size());
-    EXPECT_EQ(other.grad()[39'999].item<double>(), hvd::size());
-    const auto reduced = optimizer.skip_synchronize();
-    optimizer.step();
   }
 }
 

@@ -114,6 +114,13 @@ TEST(Training, OptionsOfTheReductionChangeNothingButHowItIsDone) {
   const optim::SGDOptions inner = optim::SGDOptions(0.1).momentum(0.9);
   expect_same_as_one_process<optim::SGD>(inner, {.gradient_predivide_factor = 4.0});
   expect_same_as_one_process<optim::SGD>(inner, {.group_count = 3});
+  expect_same_as_one_process<optim::SGD>(inner, {.gradient_as_bucket_view = true});
+  expect_same_as_one_process<optim::SGD>(
+      inner, {.gradient_predivide_factor = 4.0, .group_count = 3, .gradient_as_bucket_view = true});
+  expect_same_as_one_process<optim::SGD>(
+      inner, {.compression = hvd::torch::Compression::kFp16, .gradient_as_bucket_view = true}, 0.05);
+  expect_same_as_one_process<optim::Adam>(optim::AdamOptions(0.05), {.gradient_as_bucket_view = true});
+  expect_same_as_one_process<optim::LBFGS>(optim::LBFGSOptions(0.2).max_iter(4), {.gradient_as_bucket_view = true});
   expect_same_as_one_process<optim::SGD>(inner, {.compression = hvd::torch::Compression::kFp16}, 0.05);
   expect_same_as_one_process<optim::SGD>(inner, {.compression = hvd::torch::Compression::kBf16}, 0.2);
   // A sum is an average with a rate that is as many times smaller as there are ranks.

@@ -169,18 +169,28 @@ struct DistributedOptions {
   /// (the stall report names both): there, have them dense.
   bool sparse_as_dense = false;
   ProcessSet process_set{};  ///< a rank outside steps with its own gradients
+  /// Gradients are views of buckets, each of which is one flat tensor that is reduced in place as one operation:
+  /// nothing is packed or copied back. What backward makes is copied to its view at once; a gradient that is the view
+  /// already (zero_grad(false), later passes) is not. Buckets are cut from the parameters' end, where backward begins,
+  /// by the figures of <horovod_cpp/buckets.h>, or are the groups, in parts of one type; what is in none of these is by
+  /// itself. Sparse gradients need sparse_as_dense, or a group: InvalidArgument from backward names others. All ranks
+  /// have the same setting, in C++ and in Python; not with kAdasum. The model keeps its device and type from here on.
+  /// It pays where gradients are many and small.
+  bool gradient_as_bucket_view = false;
 };
 
 namespace detail {
 
-/// Reduces gradients: in hooks, as backward makes them, one by one or in groups. The hooks run on the threads of
-/// backward passes; all else on the thread that calls the optimizer. Does nothing in a set of one rank.
+/// Reduces gradients: in hooks, as backward makes them, one by one, in groups or in buckets. The hooks run on the
+/// threads of backward passes; all else on the thread that calls the optimizer. Does nothing in a set of one rank.
 class GradientReduction {
  public:
   GradientReduction(const NamedTensors& named, const std::vector<at::Tensor>& parameters,
                     const DistributedOptions& options, Site site);
 
   void add(const std::string& name, const at::Tensor& parameter);
+  /// Makes buckets of what has been added, where gradients are views of such.
+  void arrange_added();
   /// Starts what no backward pass has started, with zeros for missing gradients, and waits for all.
   void synchronize();
   /// Forgets what is in flight; it goes on without us.
@@ -282,6 +292,7 @@ class DistributedOptimizer : public Inner {
     const std::string prefix = "allreduce.noname." + std::to_string(this->param_groups().size() - 1) + ".";
     std::size_t place = 0;
     for (const at::Tensor& parameter : group.params()) reduction_.add(prefix + std::to_string(place++), parameter);
+    reduction_.arrange_added();
   }
 
   void load(::torch::serialize::InputArchive& archive) override {

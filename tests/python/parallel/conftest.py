@@ -5,6 +5,7 @@ Run as `mpirun -np N python -m pytest tests/python/parallel` or with hvdrun in p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
+from horovod_cpp.torch import buckets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +46,20 @@ def alone_and_beside_a_stuck_set(job: None, request: pytest.FixtureRequest) -> I
     if hvd.size() > 2:
         hvd.barrier()
         assert hvd.remove_process_set(process_set)
+
+
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts buckets so small that a test's network has several."""
+    monkeypatch.setattr(buckets, "FIRST_BUCKET_BYTES", 200)
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 1500)
+
+
+@pytest.fixture(params=["gradients", "bucket views"])
+def gradients_and_bucket_views(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_buckets: None
+) -> None:
+    """Runs the test twice, the second time with gradients that are views of buckets."""
+    if request.param == "bucket views":
+        views = functools.partial(hvd.DistributedOptimizer, gradient_as_bucket_view=True)
+        monkeypatch.setattr(hvd, "DistributedOptimizer", views)

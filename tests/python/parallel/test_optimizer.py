@@ -14,6 +14,8 @@ from reference import all_inputs, assert_reduced, assert_same_on_all_ranks, redu
 
 import horovod_cpp.torch as hvd
 
+pytestmark = pytest.mark.usefixtures("gradients_and_bucket_views")
+
 CLASSES = 4
 
 
@@ -380,7 +382,11 @@ def test_a_new_job_reduces_nothing_of_the_one_that_ended(options: str, how: str)
 
 def gradient_in_flight_of_an_optimizer_that_is_gone() -> weakref.ref[torch.Tensor]:
     model = linear_model()
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), [("forgotten", model.weight)])
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        [("forgotten", model.weight)],
+        gradient_as_bucket_view=False,  # of a view it is the bucket that outlives
+    )
     model(own_input()).sum().backward()
     assert optimizer._reduction.gradients[model.weight].pending is not None
     return weakref.ref(model.weight.grad)
@@ -488,7 +494,8 @@ def test_reductions_start_while_backward_runs() -> None:
     last = list(model.parameters())[-1]
     seen: list[bool] = []
     first_layer = next(iter(model.children()))
-    first_layer.weight.register_hook(lambda _: seen.append(optimizer._reduction.gradients[last].pending is not None))
+    gradient = optimizer._reduction.gradients[last]
+    first_layer.weight.register_hook(lambda _: seen.append((gradient.bucket or gradient).pending is not None))
     images, labels = batch(0, 4 * hvd.size(), torch.float64)
     loss_of(model, part(images), part(labels)).backward()
     optimizer.step()
@@ -502,7 +509,7 @@ def test_a_mismatch_in_step_is_an_error_and_training_can_go_on() -> None:
         ("mismatch.weight", model.weight), ("mismatch.bias", model.bias),
     ])  # fmt: skip
     model(torch.ones(1, model.in_features)).sum().backward()
-    with pytest.raises(hvd.HorovodInternalError, match=r"mismatch\.weight"):
+    with pytest.raises(hvd.HorovodInternalError, match=r"mismatch\.(weight|bias)"):
         optimizer.step()
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
 
@@ -517,6 +524,8 @@ BAD_ARGUMENTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "flat groups": (ValueError, "non-negative integer or a list of list", {"groups": [torch.zeros(1)]}),
     "foreign groups": (ValueError, "not a parameter of the optimizer", {"groups": [[torch.zeros(1)]]}),
     "adasum": (ValueError, "groups are of gradients", {"op": hvd.Adasum, "groups": 2}),
+    "adasum and views": (ValueError, "gradient_as_bucket_view is about gradients, which op=Adasum does not reduce",
+                         {"op": hvd.Adasum, "gradient_as_bucket_view": True}),
 }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from test_optimizer import batch, loss_of, network, part
 
 import horovod_cpp.torch as hvd
 
+pytestmark = pytest.mark.usefixtures("gradients_and_bucket_views")
+
 STEPS = 5
 ROWS = 4
 

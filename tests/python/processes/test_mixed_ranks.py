@@ -88,6 +88,24 @@ assert (layer.running_var - whole.running_var).abs().max() < 1e-9
 hvd.barrier()
 """
 
+CUT_ALIKE = """
+shapes = [(5,), (1000, 1000), (4, 3, 2, 2), (1100, 1000), (0, 3), (300, 2), (700, 300), ()]
+parameters = [torch.ones(shape, dtype=torch.float32 if shape == (300, 2) else torch.float64) for shape in shapes]
+parameters[2] = parameters[2].contiguous(memory_format=torch.channels_last)
+named = [(f"p{index}", nn.Parameter(parameter)) for index, parameter in enumerate(parameters)]
+optimizer = hvd.DistributedOptimizer(
+    optim.SGD([parameter for _, parameter in named], 0.1), named, op=hvd.Sum, gradient_as_bucket_view=True
+)
+for _ in range(2):
+    optimizer.zero_grad()
+    hvd.barrier()
+    (sum(parameter.sum().double() for _, parameter in named) * (hvd.rank() + 1)).backward()
+    optimizer.synchronize()
+    wanted = hvd.size() * (hvd.size() + 1) / 2
+    assert all(torch.equal(parameter.grad, torch.full_like(parameter, wanted)) for _, parameter in named)
+hvd.barrier()
+"""
+
 WEIGHTS_OF_A_FILE = """
 start = torch.load("start.pt")
 inputs, targets = start.pop("inputs"), start.pop("targets")
@@ -139,6 +157,11 @@ def test_cpp_and_python_ranks_train_one_model(tmp_path: Path, order: str) -> Non
 @pytest.mark.parametrize("order", ["cp", "pc"])
 def test_cpp_and_python_ranks_normalise_one_batch(tmp_path: Path, order: str) -> None:
     run_job(tmp_path, order, "OneBatchIsNormalised", ONE_BATCH)
+
+
+@pytest.mark.parametrize("order", ["cp", "pc"])
+def test_cpp_and_python_ranks_cut_gradients_into_the_same_buckets(tmp_path: Path, order: str) -> None:
+    run_job(tmp_path, order, "BucketsAreCutAlike", CUT_ALIKE)
 
 
 Tensors = dict[str, torch.Tensor]

@@ -41,7 +41,7 @@ SIGNATURES: dict[str, list[tuple[str, object]]] = {
     "DistributedOptimizer": [
         ("optimizer", REQUIRED), ("named_parameters", None), ("compression", NONE), ("backward_passes_per_step", 1),
         ("op", hvd.Average), ("gradient_predivide_factor", 1.0), ("num_groups", 0), ("groups", None),
-        ("sparse_as_dense", False), ("process_set", GLOBAL),
+        ("sparse_as_dense", False), ("process_set", GLOBAL), ("gradient_as_bucket_view", False),
     ],
     "SyncBatchNorm": [
         ("num_features", REQUIRED), ("eps", 1e-5), ("momentum", 0.1), ("affine", True), ("track_running_stats", True),

@@ -1,0 +1,136 @@
+"""Reduces gradients that are views of buckets: what `gradient_as_bucket_view` makes of a `DistributedOptimizer`.
+
+Threads as in reduction.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from horovod_cpp.torch import operations
+from horovod_cpp.torch.buckets import Bucket, Named, cut, split_by_kind
+from horovod_cpp.torch.pending import wait_all
+from horovod_cpp.torch.reduction import Gradient, Reduction
+
+
+class BucketReduction(Reduction):
+    """A reduction in which every gradient has a place in a bucket."""
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self.buckets: list[Bucket] = []
+
+    def arrange(self, groups: list[list[torch.Tensor]]) -> None:
+        """Make each group a bucket, or one for each dtype in it; without groups, cut what is in no bucket yet.
+
+        With groups, a parameter of none of them has a bucket of its own.
+        """
+        for parameters in groups:
+            members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
+            for part in split_by_kind(_named(members)):
+                self._add_bucket(part, takes_sparse=True)
+        rest = _named([gradient for gradient in self.gradients.values() if gradient.bucket is None])
+        for part in [[member] for member in rest] if groups else cut(rest):
+            self._add_bucket(part, takes_sparse=self.sparse_as_dense)
+
+    def _add_bucket(self, members: list[Named], takes_sparse: bool) -> None:
+        bucket = Bucket(len(self.buckets), members, takes_sparse)
+        self.buckets.append(bucket)
+        for place, (_, parameter) in enumerate(members):
+            gradient = self.gradients[parameter]
+            gradient.bucket, gradient.place = bucket, place
+
+    def on_accumulated(self, gradient: Gradient) -> None:
+        """Backward has added to the gradient: while that is in the caches it moves to its place."""
+        grad = gradient.parameter.grad
+        if grad is not None and gradient.passes_left > 0:
+            _move(gradient, grad)
+        super().on_accumulated(gradient)
+
+    def start_missing(self, gradient: Gradient) -> None:
+        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        self.start(gradient, _move(gradient, gradient.parameter.grad))
+
+    def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """Count the gradient as ready; the last one of a bucket starts its reduction."""
+        bucket = gradient.bucket
+        assert bucket is not None
+        gradient.passes_left = 0
+        gradient.reduced = bucket.views[gradient.place]
+        bucket.ready += 1
+        if bucket.is_ready():
+            self._start_bucket(bucket)
+
+    def _start_bucket(self, bucket: Bucket) -> None:
+        compressed, bucket.context = self.compression.compress(bucket.flat)
+        bucket.pending = operations.start_allreduce(
+            compressed, True, bucket.name, self.op, self.prescale_factor, self.postscale_factor, self.process_set,
+            self.site,
+        )  # fmt: skip
+
+    def synchronize(self) -> None:
+        """Start what no backward pass has started, wait for all buckets, and let each gradient be its view."""
+        for gradient in self.gradients.values():
+            if gradient.reduced is None:
+                self.start_missing(gradient)
+        for bucket in self.buckets:
+            if bucket.pending is None:  # it was refused in backward
+                self._start_bucket(bucket)
+        wait_all(bucket.pending for bucket in self.buckets if bucket.pending is not None)
+        for bucket in self.buckets:
+            self._finish_bucket(bucket)
+        for gradient in self.gradients.values():
+            gradient.parameter.grad = gradient.reduced
+        self.reset()
+
+    def _finish_bucket(self, bucket: Bucket) -> None:
+        assert bucket.pending is not None
+        output = self.compression.decompress(bucket.pending.wait(), bucket.context)
+        if output is not bucket.flat:
+            with torch.no_grad():
+                bucket.flat.copy_(output)
+
+    def reset(self) -> None:
+        """Forget what is in flight; it goes on without us, in memory that it keeps."""
+        super().reset()
+        for bucket in self.buckets:
+            bucket.reset()
+
+
+def _named(gradients: list[Gradient]) -> list[Named]:
+    return [(gradient.name, gradient.parameter) for gradient in gradients]
+
+
+def _move(gradient: Gradient, grad: torch.Tensor | None) -> torch.Tensor:
+    """Let the parameter's gradient be its view, with the values of `grad` or zeros. Nothing if it is the view."""
+    bucket = gradient.bucket
+    assert bucket is not None
+    view = bucket.views[gradient.place]
+    if grad is view:
+        return view
+    if grad is None:
+        view.zero_()
+    else:
+        view.copy_(_dense(gradient, grad, bucket).detach())
+    gradient.parameter.grad = view
+    return view
+
+
+def _dense(gradient: Gradient, grad: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """The gradient as it fits into its bucket. ValueError if it does not."""
+    flat = bucket.flat
+    if grad.dtype is not flat.dtype or grad.device != flat.device:
+        raise ValueError(
+            f"gradient_as_bucket_view: the gradient of '{gradient.name}' is of {grad.dtype} on {grad.device}, its "
+            f"bucket of {flat.dtype} on {flat.device}; move the model before DistributedOptimizer is called"
+        )
+    if grad.layout is torch.strided:
+        return grad
+    if not bucket.takes_sparse:
+        raise ValueError(
+            f"gradient_as_bucket_view: parameter '{gradient.name}' has a sparse gradient, which cannot be a view of a "
+            "bucket; use sparse_as_dense=True"
+        )
+    return grad.to_dense()
