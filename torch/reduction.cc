@@ -1,6 +1,5 @@
 // Reduces the gradients of one DistributedOptimizer: in hooks, as backward makes them, one by one, in groups or in
-// buckets. Hooks run on the threads of backward passes, several at once if the program has them; all else on one
-// thread. The mutex guards all of State; nobody waits under it.
+// buckets. Threads as in reduction_state.h.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/view_as_complex.h>
@@ -9,53 +8,19 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
-#include <mutex>
-#include <optional>
 #include <set>
+#include <utility>
 
-#include <horovod_cpp/torch.h>
-
-#include "torch/buckets.h"
 #include "torch/changes.h"
 #include "torch/distributed_options.h"
-#include "torch/sparse.h"
-#include "torch/tensors.h"
+#include "torch/reduction_state.h"
 
 namespace hvd::torch::detail {
-namespace {
-
-using ::torch::autograd::PostAccumulateGradHook;
 namespace slot = ::torch::autograd::impl;
 
-using Parameter = at::TensorImpl*;  // what makes two tensors the same parameter
-
-Parameter key(const at::Tensor& parameter) { return parameter.unsafeGetTensorImpl(); }
-
-struct Group;
-
-// One parameter: how many backward passes its reduction still waits for, and the reduction in flight.
-struct Gradient {
-  std::string name;
-  at::Tensor parameter;
-  int passes_left = 0;
-  Group* group = nullptr;
-  Bucket* bucket = nullptr;
-  std::size_t place = 0;  // in the bucket
-  at::Tensor reduced;     // the gradient that is in flight
-  at::Tensor sent;        // and what travels: the same memory, or a copy of it
-  std::shared_ptr<hvd::detail::Operation> operation;
-  std::optional<SparseReduction> sparse;  // in place of `sent` and `operation`
-  std::int64_t sparse_dimensions = 0;     // of the last gradient that was reduced as a sparse one
-  PostAccumulateGradHook* hook = nullptr;
-};
-
-// Gradients that are reduced together, once backward has made the last of them.
-struct Group {
-  std::string name;
-  std::vector<Gradient*> members;
-  std::size_t ready = 0;
-};
+namespace {
 
 // Calls what was in the parameter's only place for such a hook, too. Does not keep the optimizer alive.
 class Hook : public PostAccumulateGradHook {
@@ -72,41 +37,6 @@ class Hook : public PostAccumulateGradHook {
   std::function<void()> act_;
   std::unique_ptr<PostAccumulateGradHook> previous_;
 };
-
-}  // namespace
-
-struct GradientReduction::State {
-  DistributedOptions options;
-  Site site;
-  bool active = false;
-  mutable std::mutex mutex;
-  std::vector<std::unique_ptr<Gradient>> gradients;
-  std::vector<std::unique_ptr<Group>> groups;
-  std::vector<std::unique_ptr<Bucket>> buckets;  // of all gradients or none
-
-  ~State();
-  [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
-    hvd::detail::raise(code, operation, reason, site);
-  }
-  Submission submission(const std::string& name, bool group) const;
-  void make_groups(const std::vector<std::vector<at::Tensor>>& wanted);
-  void make_buckets_of_groups();
-  void make_buckets_of_rest(bool one_each);
-  void add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members, bool takes_sparse);
-  void on_accumulated(Gradient& gradient);
-  void start(Gradient& gradient);
-  void start_group(Group& group);
-  void start_in_bucket(Gradient& gradient);
-  void start_bucket(Bucket& bucket) const;
-  void start_missing();
-  bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
-  void finish(Gradient& gradient) const;
-  void reset_one(Gradient& gradient) const;
-  void finish_all();
-  std::vector<hvd_handle*> in_flight() const;
-};
-
-namespace {
 
 std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) {
   std::map<Parameter, std::string> names;
@@ -210,52 +140,6 @@ void GradientReduction::State::make_groups(const std::vector<std::vector<at::Ten
   }
 }
 
-namespace {
-
-NamedTensors named(const std::vector<Gradient*>& gradients) {
-  NamedTensors all;
-  for (const Gradient* gradient : gradients) all.emplace_back(gradient->name, gradient->parameter);
-  return all;
-}
-
-}  // namespace
-
-// Each group becomes a bucket, or one for each type in it.
-void GradientReduction::State::make_buckets_of_groups() {
-  for (const std::unique_ptr<Group>& group : groups) {
-    for (Gradient* member : group->members) member->group = nullptr;
-    for (const NamedTensors& part : split_by_kind(named(group->members))) {
-      add_bucket(group->members, part, /*takes_sparse=*/true);
-    }
-  }
-  groups.clear();
-}
-
-void GradientReduction::State::make_buckets_of_rest(bool one_each) {
-  std::vector<Gradient*> rest;
-  for (const std::unique_ptr<Gradient>& gradient : gradients) {
-    if (gradient->bucket == nullptr) rest.push_back(gradient.get());
-  }
-  if (one_each) {
-    for (Gradient* gradient : rest) add_bucket({gradient}, named({gradient}), options.sparse_as_dense);
-    return;
-  }
-  for (const NamedTensors& part : cut_into_buckets(named(rest))) add_bucket(rest, part, options.sparse_as_dense);
-}
-
-void GradientReduction::State::add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members,
-                                          bool takes_sparse) {
-  Bucket& bucket = *buckets.emplace_back(std::make_unique<Bucket>(buckets.size(), members, takes_sparse));
-  std::map<Parameter, std::size_t> places;
-  for (const auto& [name, parameter] : members) places.emplace(key(parameter), places.size());
-  for (Gradient* gradient : candidates) {
-    const auto found = places.find(key(gradient->parameter));
-    if (found == places.end()) continue;
-    gradient->bucket = &bucket;
-    gradient->place = found->second;
-  }
-}
-
 void GradientReduction::State::on_accumulated(Gradient& gradient) {
   const std::scoped_lock lock(mutex);
   if (!gradient.parameter.grad().defined()) return;  // a function of the user's gave none: zeros, at synchronize
@@ -316,17 +200,6 @@ void GradientReduction::State::start_group(Group& group) {
   const auto operation =
       std::make_shared<hvd::detail::Operation>(submit(submission(group.name, true), tensors, tensors));
   for (Gradient* member : group.members) member->operation = operation;
-}
-
-// The last gradient of a bucket starts its reduction. Where that is refused, synchronize() tries again.
-void GradientReduction::State::start_in_bucket(Gradient& gradient) {
-  gradient.reduced = gradient.bucket->take_in(gradient.place, site);
-  gradient.passes_left = 0;
-  if (gradient.bucket->count_ready()) start_bucket(*gradient.bucket);
-}
-
-void GradientReduction::State::start_bucket(Bucket& bucket) const {
-  bucket.start(submission(bucket.name(), /*group=*/false), options.compression);
 }
 
 // Starts what no backward pass has started, or what was refused there.

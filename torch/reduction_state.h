@@ -1,0 +1,86 @@
+// What a reduction of gradients consists of; reduction.cc has the gradients that travel by themselves or in groups,
+// bucket_reduction.cc those in buckets.
+// Hooks run on the threads of backward passes, several at once if the program has them; all else on one thread. The
+// mutex guards all of State; nobody waits under it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function_hook.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <horovod_cpp/torch.h>
+
+#include "torch/buckets.h"
+#include "torch/sparse.h"
+#include "torch/tensors.h"
+
+namespace hvd::torch::detail {
+
+using ::torch::autograd::PostAccumulateGradHook;
+
+using Parameter = at::TensorImpl*;  ///< what makes two tensors the same parameter
+
+inline Parameter key(const at::Tensor& parameter) { return parameter.unsafeGetTensorImpl(); }
+
+struct Group;
+
+/// One parameter: how many backward passes its reduction still waits for, and the reduction in flight.
+struct Gradient {
+  std::string name;
+  at::Tensor parameter;
+  int passes_left = 0;
+  Group* group = nullptr;
+  Bucket* bucket = nullptr;
+  std::size_t place = 0;  ///< in the bucket
+  at::Tensor reduced;     ///< the gradient that is in flight
+  at::Tensor sent;        ///< and what travels: the same memory, or a copy of it
+  std::shared_ptr<hvd::detail::Operation> operation;
+  std::optional<SparseReduction> sparse;  ///< in place of `sent` and `operation`
+  std::int64_t sparse_dimensions = 0;     ///< of the last gradient that was reduced as a sparse one
+  PostAccumulateGradHook* hook = nullptr;
+};
+
+/// Gradients that are reduced together, once backward has made the last of them.
+struct Group {
+  std::string name;
+  std::vector<Gradient*> members;
+  std::size_t ready = 0;
+};
+
+struct GradientReduction::State {
+  DistributedOptions options;
+  Site site;
+  bool active = false;
+  mutable std::mutex mutex;
+  std::vector<std::unique_ptr<Gradient>> gradients;
+  std::vector<std::unique_ptr<Group>> groups;
+  std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
+
+  ~State();
+  [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
+    hvd::detail::raise(code, operation, reason, site);
+  }
+  Submission submission(const std::string& name, bool group) const;
+  void make_groups(const std::vector<std::vector<at::Tensor>>& wanted);
+  void make_buckets_of_groups();
+  void make_buckets_of_rest(bool one_each);
+  void add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members, bool takes_sparse);
+  void on_accumulated(Gradient& gradient);
+  void start(Gradient& gradient);
+  void start_group(Group& group);
+  void start_in_bucket(Gradient& gradient);
+  void start_bucket(Bucket& bucket) const;
+  void start_missing();
+  bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
+  void finish(Gradient& gradient) const;
+  void reset_one(Gradient& gradient) const;
+  void finish_all();
+  std::vector<hvd_handle*> in_flight() const;
+};
+
+}  // namespace hvd::torch::detail
