@@ -94,6 +94,15 @@ def check_paths(project: Path, program: Path, installed: Installed, way: str) ->
     assert str(installed.folder_of(way)) in library, library
 
 
+def test_what_is_packaged_has_fmt_inside(installed: Installed) -> None:
+    """A build in the tree may use the shared library, which few machines have."""
+    for way in ("prefix", "wheel"):
+        libraries = list(installed.folder_of(way).rglob("libhorovod_cpp.so"))
+        assert libraries
+        for library in libraries:
+            assert "libfmt" not in run("readelf", "-d", library)
+
+
 def test_nothing_that_is_installed_names_where_it_was_built(installed: Installed) -> None:
     packages = [path for path in installed.python.parents[1].rglob("horovod_cpp*") if path.is_dir()]
     files = [file for folder in (installed.prefix, *packages) for file in folder.rglob("*") if file.is_file()]
