@@ -1,4 +1,5 @@
 // Gradients that are views of buckets: which bucket each belongs to, and when a bucket is on its way.
+// Threads as in reduction_state.h.
 #include <map>
 #include <memory>
 #include <string>

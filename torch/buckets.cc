@@ -126,17 +126,30 @@ void Bucket::allocate() {
   // Zeros: what is between the gradients is reduced, too.
   flat_ = at::zeros({elements_}, members_.front().second.options().requires_grad(false));
   views_.clear();
+  addresses_.clear();
   for (const Placement& placement : placements_) {
-    // To autograd it is no view: these cannot be detached in place, which the zero_grad() of C++ does.
-    const at::Tensor view = at::empty({0}, flat_.options());
-    views_.push_back(view.set_(flat_, placement.offset, placement.shape, placement.strides));
+    views_.push_back(make_view(placement));
+    addresses_.push_back(views_.back().const_data_ptr());
   }
+}
+
+// To autograd it is no view: these cannot be detached in place, which the zero_grad() of C++ does.
+at::Tensor Bucket::make_view(const Placement& placement) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor view = at::empty({0}, flat_.options());
+  return view.set_(flat_, placement.offset, placement.shape, placement.strides);
+}
+
+const at::Tensor& Bucket::view(std::size_t place) {
+  at::Tensor& view = views_[place];
+  if (view.const_data_ptr() != addresses_[place]) view = make_view(placements_[place]);
+  return view;
 }
 
 const at::Tensor& Bucket::take_in(std::size_t place, Site site) {
   const at::NoGradGuard no_grad;
   const auto& [name, parameter] = members_[place];
-  const at::Tensor& view = views_[place];
+  const at::Tensor& view = this->view(place);
   at::Tensor& grad = parameter.mutable_grad();
   if (grad.is_same(view)) return view;
   const auto refuse = [&](const std::string& reason) {
@@ -168,10 +181,11 @@ void Bucket::start(const Submission& submission, Compression compression) {
 void Bucket::finish() {
   operation_->wait();
   if (sent_.data_ptr() != flat_.data_ptr()) flat_.copy_(sent_);
+  operation_ = nullptr;  // nothing is in flight any more
 }
 
 void Bucket::reset() {
-  if (operation_ && !operation_->done()) allocate();
+  if (operation_ && (flat_.is_cuda() || !operation_->done())) allocate();
   operation_ = nullptr;
   sent_ = at::Tensor();
   ready_ = 0;

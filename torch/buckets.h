@@ -33,6 +33,8 @@ class Bucket {
   /// Lets the gradient of that member be its view, with the values that it has, or zeros. No copy where it is that
   /// already. Throws InvalidArgument for a gradient of another type, or a sparse one.
   const at::Tensor& take_in(std::size_t place, Site site);
+  /// The gradient of that member. Who sets the data of a gradient takes it out of the bucket; then there is a new one.
+  const at::Tensor& view(std::size_t place);
   /// Counts one more gradient that is in its place; whether it was the last.
   bool count_ready() { return ++ready_ == views_.size(); }
   /// Does not block. `submission` has the bucket's name.
@@ -41,7 +43,8 @@ class Bucket {
   const hvd::detail::Operation* operation() const { return operation_.get(); }
   /// Blocks unless the operation is done; then the views have the results. Throws if it failed.
   void finish();
-  /// Forgets what is in flight. What still is keeps the memory; later gradients get another.
+  /// Forgets what is in flight. What still is keeps the memory; later gradients get another. On a GPU an operation that
+  /// is done may still be at work, and nobody has made a stream wait for it.
   void reset();
 
  private:
@@ -52,6 +55,7 @@ class Bucket {
 
   void place_members();
   void allocate();
+  at::Tensor make_view(const Placement& placement) const;
   std::int64_t tail() const;
 
   NamedTensors members_;
@@ -61,7 +65,8 @@ class Bucket {
   std::int64_t elements_ = 0;
   at::Tensor flat_;
   std::vector<at::Tensor> views_;
-  at::Tensor sent_;  // what travels: the same memory, or a copy of it
+  std::vector<const void*> addresses_;  // of the views
+  at::Tensor sent_;                     // what travels: the same memory, or a copy of it
   std::size_t ready_ = 0;
   std::unique_ptr<hvd::detail::Operation> operation_;
 };

@@ -61,7 +61,11 @@ GradientReduction::GradientReduction(const NamedTensors& named, const std::vecto
   state_->options = options;
   state_->site = site;
   state_->active = options.process_set.included(site) && options.process_set.size(site) > 1;
+  std::vector<at::Tensor> different;  // named_parameters() lists a shared module as often as it is used
+  std::set<Parameter> known;
   for (const at::Tensor& parameter : parameters) {
+    if (!known.insert(key(parameter)).second) continue;
+    different.push_back(parameter);
     const auto found = names.find(key(parameter));
     if (found == names.end()) {
       state_->refuse(StatusCode::kInvalidArgument, "DistributedOptimizer",
@@ -70,7 +74,7 @@ GradientReduction::GradientReduction(const NamedTensors& named, const std::vecto
     add(found->second, parameter);
   }
   if (!state_->active) return;
-  const auto groups = options.group_count > 0 ? parts_of(parameters, options.group_count) : options.groups;
+  const auto groups = options.group_count > 0 ? parts_of(different, options.group_count) : options.groups;
   state_->make_groups(groups);
   if (!options.gradient_as_bucket_view) return;
   state_->make_buckets_of_groups();
@@ -221,7 +225,7 @@ void GradientReduction::State::finish_all() {
 // Puts the reduced gradient, which is done, into its place.
 void GradientReduction::State::finish(Gradient& gradient) const {
   if (gradient.bucket != nullptr) {
-    gradient.parameter.mutable_grad() = gradient.reduced;
+    gradient.parameter.mutable_grad() = gradient.bucket->view(gradient.place);
     reset_one(gradient);
     return;
   }

@@ -1,6 +1,7 @@
 // Where the user called: the walk up Python's frames, which each operation does.
 #include <cstddef>
 #include <functional>
+#include <new>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -49,7 +50,9 @@ class KnownPlaces {
     if (!line) return nullptr;
     auto site = py::reinterpret_steal<py::object>(PyTuple_Pack(2, file, line.ptr()));
     if (!site) return nullptr;
-    if (sites_.size() >= kMost) sites_.clear();
+    if (sites_.size() >= kMost) {
+      const auto old = std::exchange(sites_, {});  // the end of code may run Python, and that ask for a place
+    }
     const auto added = sites_.emplace(place, Site{py::reinterpret_borrow<py::object>(code), std::move(site)});
     return added.first->second.site.ptr();
   }
@@ -97,9 +100,13 @@ PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) {
       frame = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyFrame_GetBack(here)));
       continue;
     }
-    PyObject* const site = known_places().find(here, code.ptr(), text == nullptr ? Py_None : file);
-    Py_XINCREF(site);
-    return site;
+    try {
+      PyObject* const site = known_places().find(here, code.ptr(), text == nullptr ? Py_None : file);
+      Py_XINCREF(site);
+      return site;
+    } catch (const std::bad_alloc&) {
+      return PyErr_NoMemory();
+    }
   }
   return Py_BuildValue("(Oi)", Py_None, 0);
 }

@@ -58,9 +58,8 @@ class BucketReduction(Reduction):
         bucket = gradient.bucket
         assert bucket is not None
         gradient.passes_left = 0
-        gradient.reduced = bucket.views[gradient.place]
-        bucket.ready += 1
-        if bucket.is_ready():
+        gradient.reduced = bucket.view(gradient.place)
+        if bucket.count_ready():
             self._start_bucket(bucket)
 
     def _start_bucket(self, bucket: Bucket) -> None:
@@ -82,12 +81,14 @@ class BucketReduction(Reduction):
         for bucket in self.buckets:
             self._finish_bucket(bucket)
         for gradient in self.gradients.values():
-            gradient.parameter.grad = gradient.reduced
+            assert gradient.bucket is not None
+            gradient.parameter.grad = gradient.bucket.view(gradient.place)
         self.reset()
 
     def _finish_bucket(self, bucket: Bucket) -> None:
         assert bucket.pending is not None
         output = self.compression.decompress(bucket.pending.wait(), bucket.context)
+        bucket.pending = None  # nothing is in flight any more
         if output is not bucket.flat:
             with torch.no_grad():
                 bucket.flat.copy_(output)
@@ -107,7 +108,7 @@ def _move(gradient: Gradient, grad: torch.Tensor | None) -> torch.Tensor:
     """Let the parameter's gradient be its view, with the values of `grad` or zeros. Nothing if it is the view."""
     bucket = gradient.bucket
     assert bucket is not None
-    view = bucket.views[gradient.place]
+    view = bucket.view(gradient.place)
     if grad is view:
         return view
     if grad is None:

@@ -33,16 +33,17 @@ class Bucket:
     """Gradients that lie one behind the other in one tensor, which is reduced as a whole, in place."""
 
     __slots__ = (
+        "_addresses",
         "_elements",
         "_kind",
         "_placements",
+        "_views",
         "context",
         "flat",
         "name",
         "pending",
         "ready",
         "takes_sparse",
-        "views",
     )
 
     def __init__(self, number: int, members: list[Named], takes_sparse: bool) -> None:
@@ -58,16 +59,32 @@ class Bucket:
 
     def _allocate(self) -> None:
         dtype, device = self._kind
-        # Zeros: what is between the gradients is reduced, too.
-        self.flat = torch.zeros(self._elements, dtype=dtype, device=device)
-        self.views = [_view(self.flat, placement) for placement in self._placements]
+        with torch.inference_mode(False):
+            # Zeros: what is between the gradients is reduced, too.
+            self.flat = torch.zeros(self._elements, dtype=dtype, device=device)
+            self._views = [_view(self.flat, placement) for placement in self._placements]
+        self._addresses = [view.data_ptr() for view in self._views]
 
-    def is_ready(self) -> bool:
-        return self.ready == len(self.views)
+    def view(self, place: int) -> torch.Tensor:
+        """The gradient in that place.
+
+        Who sets the `data` of a gradient, as `Module.to` does, takes it out of the bucket; then there is a new one.
+        """
+        if self._views[place].data_ptr() != self._addresses[place]:
+            self._views[place] = _view(self.flat, self._placements[place])
+        return self._views[place]
+
+    def count_ready(self) -> bool:
+        """Count one more gradient that is in its place; whether it was the last. Hooks may run on several threads."""
+        self.ready = ready = self.ready + 1
+        return ready == len(self._placements)
 
     def reset(self) -> None:
-        """Forget what is in flight. What still is keeps the memory; later gradients get another."""
-        if self.pending is not None and not all(part.done() for part in self.pending.parts()):
+        """Forget what is in flight. What still is keeps the memory; later gradients get another.
+
+        On a GPU an operation that is done may still be at work, and nobody has made a stream wait for it.
+        """
+        if self.pending is not None and (self.flat.is_cuda or not all(part.done() for part in self.pending.parts())):
             self._allocate()
         self.pending = self.context = None
         self.ready = 0

@@ -221,9 +221,11 @@ def DistributedOptimizer(
             backward makes is copied to its view at once; a gradient that is the view already (`set_to_none=False`,
             later passes) is not. Buckets are cut from the parameters' end, where backward begins, at 16 MiB (the first
             at 1 MiB), or are the `groups`, in parts of one dtype. A compressor gets a whole bucket. Sparse gradients
-            need `sparse_as_dense`, or a group. All ranks have the same setting; not with op=Adasum. It pays where
-            gradients are many and small. The model keeps its device and dtype from here on.
-    Raises: ValueError for bad arguments or before `init`.
+            need `sparse_as_dense`, or a group. All ranks have the same setting and the same order of memory; not with
+            op=Adasum. It pays where gradients are many and small. The model keeps its device and dtype from here on,
+            and a gradient that you keep beyond `zero_grad` is cloned: its memory is used again.
+    Raises: ValueError for bad arguments or before `init`; with gradient_as_bucket_view also `backward` and
+        `synchronize`, for a gradient that is sparse or of another dtype or device than its bucket.
     """
     if op == Adasum and (groups is not None or num_groups != 0):
         raise ValueError("groups are of gradients, which op=Adasum does not reduce")

@@ -162,9 +162,9 @@ class Reduction:
                 gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
-        gradient.reduced = grad
         compressed, gradient.context = self.compression.compress(grad)
         if group is not None:
+            gradient.reduced = grad
             group.compressed[gradient] = compressed
             if group.is_ready():
                 self.start_group(group)
@@ -173,8 +173,18 @@ class Reduction:
             compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
             self.process_set, self.site,
         )  # fmt: skip
+        gradient.reduced = grad  # last: after a refusal synchronize tries again
 
     def start_group(self, group: Group) -> None:
+        try:
+            self._start_group(group)
+        except Exception:
+            for member in group.members:
+                member.reduced = None
+            group.compressed.clear()
+            raise
+
+    def _start_group(self, group: Group) -> None:
         pending = GroupPending(
             operations.start_group(
                 _core.ALLREDUCE,

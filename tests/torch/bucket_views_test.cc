@@ -3,7 +3,6 @@
 #include <torch/torch.h>
 
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -198,19 +197,31 @@ TEST(BucketViews, ThatLieDifferentlyMeetAnErrorAndTrainingGoesOn) {
   expect_gradients(parameters, sum_of_ranks());
 }
 
-TEST(BucketViews, ThreadsMayRunBackwardAtOnce) {
-  const std::vector<Tensor> parameters{parameter({1000}), parameter({1000})};
+TEST(BucketViews, AGradientThatSomebodyHasMovedIsReduced) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
+  const std::vector<Tensor> parameters{parameter({4}), parameter({3})};
   Optimizer optimizer(named(parameters), SGDOptions(0.1), {.op = ReduceOp::kSum, .gradient_as_bucket_view = true});
-  for (int step = 0; step < 5; ++step) {
-    optimizer.zero_grad();
-    {
-      const std::jthread first([&] { parameters[0].sum().backward(); });
-      const std::jthread second([&] { parameters[1].sum().backward(); });
-    }
+  for (int step = 0; step < 3; ++step) {
+    optimizer.zero_grad(/*set_to_none=*/step == 1);
+    backward(parameters);
     optimizer.synchronize();
-    expect_gradients(parameters, hvd::size());
-    const auto guard = optimizer.skip_synchronize();
-    optimizer.step();
+    expect_gradients(parameters, sum_of_ranks());
+    parameters[0].mutable_grad().set_data(torch::full({4}, 7.0, torch::kFloat64));  // the same object, other memory
+  }
+}
+
+// named_parameters() lists a module that is used twice under both of its names.
+TEST(BucketViews, AParameterOfTwoNamesHasOnePlace) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
+  const Tensor shared = parameter({5});
+  const std::vector<Tensor> parameters{parameter({3}), shared, parameter({2}), shared};
+  for (const bool views : {false, true}) {
+    Optimizer optimizer(named(parameters), SGDOptions(0.1), {.op = ReduceOp::kSum, .gradient_as_bucket_view = views});
+    optimizer.zero_grad();
+    backward(parameters);
+    optimizer.synchronize();
+    expect_gradients({parameters[0], parameters[2]}, sum_of_ranks());
+    expect_gradients({shared}, 2 * sum_of_ranks());
   }
 }
 

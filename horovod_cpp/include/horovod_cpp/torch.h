@@ -174,8 +174,9 @@ struct DistributedOptions {
   /// already (zero_grad(false), later passes) is not. Buckets are cut from the parameters' end, where backward begins,
   /// by the figures of <horovod_cpp/buckets.h>, or are the groups, in parts of one type; what is in none of these is by
   /// itself. Sparse gradients need sparse_as_dense, or a group: InvalidArgument from backward names others. All ranks
-  /// have the same setting, in C++ and in Python; not with kAdasum. The model keeps its device and type from here on.
-  /// It pays where gradients are many and small.
+  /// have the same setting, in C++ and in Python; not with kAdasum. The model keeps its device and type from here on,
+  /// its parameters have the same order of memory on all ranks, and a gradient that is kept beyond zero_grad() is
+  /// cloned: its memory is used again. It pays where gradients are many and small.
   bool gradient_as_bucket_view = false;
 };
 

@@ -3,6 +3,7 @@ test_optimizer.py and test_training_idioms.py, which run with views, too."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.buckets import Bucket
 
 pytestmark = pytest.mark.usefixtures("small_buckets")
+
+VIEWS = {"gradient_as_bucket_view": True}
 
 STEPS = 5
 CHANNELS_LAST = torch.channels_last
@@ -259,18 +262,23 @@ def test_a_group_that_is_added_later_has_buckets_of_its_own() -> None:
         ]
 
 
-def test_an_error_on_one_rank_and_training_goes_on() -> None:
+@pytest.mark.parametrize(
+    ("options", "name"), [({}, "weight"), ({"groups": 1}, "group.0.weight"), (VIEWS, "bucket.0.weight")]
+)
+def test_an_error_on_one_rank_and_training_goes_on(options: dict[str, Any], name: str) -> None:
     several_ranks()
     model = linear_model()
-    optimizer = with_views(torch.optim.SGD(model.parameters(), lr=1.0), model)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters(), **options
+    )
     blocking = None
     if hvd.rank() == 0:  # its name is in flight already, so that its backward fails
-        blocking = hvd.allreduce_async(torch.ones(999), name="bucket.0.weight")
-        with pytest.raises(ValueError, match=r"bucket\.0\.weight"):
+        blocking = hvd.allreduce_async(torch.ones(999), name=name)
+        with pytest.raises(ValueError, match=re.escape(name)):
             model(own_input()).sum().backward()
     hvd.barrier()
     if blocking is None:
-        blocking = hvd.allreduce_async(torch.ones(999), name="bucket.0.weight")
+        blocking = hvd.allreduce_async(torch.ones(999), name=name)
     hvd.synchronize(blocking)
     if hvd.rank() > 0:
         model(own_input()).sum().backward()
@@ -281,6 +289,29 @@ def test_an_error_on_one_rank_and_training_goes_on() -> None:
         model(own_input()).sum().backward()
         optimizer.step()
     assert_same_on_all_ranks(model.weight)
+
+
+@pytest.mark.parametrize("change", ["memory format", "precision and back", "data"])
+def test_a_gradient_that_somebody_has_moved_is_reduced(change: str) -> None:
+    """`Module.to` and its like set the data of a gradient: the object stays, its memory is another one."""
+    several_ranks()
+    model = torch.nn.Conv2d(2, 2, 2)
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    optimizer = with_views(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for step in range(3):
+        optimizer.zero_grad(set_to_none=step == 1)
+        model(torch.full((1, 2, 4, 4), float(hvd.rank() + step))).sum().backward()
+        optimizer.step()
+        if step > 0:
+            continue
+        if change == "memory format":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif change == "precision and back":
+            model.double().float()
+        else:
+            model.weight.grad.data = model.weight.grad.data.clamp(-1, 1)
+    assert_same_on_all_ranks(model.weight)
+    assert_same_on_all_ranks(model.bias)
 
 
 def test_what_is_forgotten_in_flight_keeps_its_memory() -> None:
