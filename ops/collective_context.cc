@@ -8,8 +8,22 @@
 namespace hvd {
 namespace {
 
-constexpr std::uint64_t kChannels = 1 << 16;
-constexpr int kSequenceBits = 20;  // messages of one call between two ranks; the bits above tell calls apart
+constexpr std::uint64_t kChannels = kFirstStandingChannel;
+constexpr std::uint64_t kStandingChannels = (1 << 16) - kChannels;
+constexpr int kSequenceBits = 20;         // messages of one call between two ranks; the bits above tell calls apart
+constexpr int kStandingSequenceBits = 4;  // likewise, of one use
+
+// The first message between two ranks. A channel number comes round again; the sequence then starts elsewhere, so what
+// a failed call left behind can never be taken for a message of a later one.
+TransferKey first_key(std::uint16_t process_set, std::uint64_t call) {
+  if (is_standing_call(call)) {
+    const auto number = (call >> 32) % kStandingChannels;
+    return {process_set, static_cast<std::uint16_t>(kChannels + number),
+            static_cast<std::uint32_t>(call) << kStandingSequenceBits};
+  }
+  return {process_set, static_cast<std::uint16_t>(call % kChannels),
+          static_cast<std::uint32_t>(call / kChannels) << kSequenceBits};
+}
 
 }  // namespace
 
@@ -32,11 +46,8 @@ TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std
   transfer->direction = direction;
   transfer->peer = membership_->ranks[static_cast<std::size_t>(peer)];
   auto& counters = direction == Transfer::Direction::kSend ? sent_ : received_;
-  // A channel number comes round again; the sequence then starts elsewhere, so what a failed call left behind
-  // can never be taken for a message of a later one.
-  const auto round = static_cast<std::uint32_t>(settings_.call / kChannels) << kSequenceBits;
-  transfer->key = {settings_.process_set, static_cast<std::uint16_t>(settings_.call % kChannels),
-                   round + counters[static_cast<std::size_t>(peer)]++};
+  transfer->key = first_key(settings_.process_set, settings_.call);
+  transfer->key.sequence += counters[static_cast<std::size_t>(peer)]++;
   transfer->bytes = bytes;
   transfer->keep_alive = settings_.keep_alive;
   return transfer;

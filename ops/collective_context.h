@@ -15,6 +15,18 @@
 
 namespace hvd {
 
+/// Calls of a set are numbered from 0 on; with this bit, the number names one use of a standing response.
+inline constexpr std::uint64_t kStandingCall = std::uint64_t{1} << 63;
+/// Uses of one standing response, so that each has message numbers of its own.
+inline constexpr std::uint32_t kMostStandingUses = std::uint32_t{1} << 28;
+/// Their channels begin here, and those of other calls end.
+inline constexpr std::uint16_t kFirstStandingChannel = 0xf000;
+constexpr bool is_standing_call(std::uint64_t call) { return (call & kStandingCall) != 0; }
+/// `number` is below 4096.
+constexpr std::uint64_t standing_call(std::uint16_t number, std::uint32_t use) {
+  return kStandingCall | std::uint64_t{number} << 32 | use;
+}
+
 /// Which operand the arriving bytes are, so that both sides of an exchange compute the same bits.
 enum class OperandOrder : std::uint8_t { kOwnFirst, kIncomingFirst };
 
@@ -38,6 +50,8 @@ class CollectiveContext {
 
   int rank() const { return rank_; }  ///< in the process set, like every rank below
   int size() const { return membership_->size(); }
+  /// Whether it was begun before this rank knew that the others begin it: see ops/algorithms/direct_allreduce.h.
+  bool is_standing() const { return is_standing_call(settings_.call); }
   std::size_t segment_bytes() const { return settings_.segment_bytes; }
   ActivityListener* activities() const { return settings_.activities; }
 

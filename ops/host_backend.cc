@@ -125,6 +125,11 @@ std::size_t fusion_bytes(const AllreduceCall& call) {
 
 namespace {
 
+AlgorithmFacts facts_of(const AllreduceCall& call, const CollectiveContext& context) {
+  return {call.tensors.front().count * size_of(call.dtype), context.size(), call.small_limit_bytes,
+          context.is_standing()};
+}
+
 // One tensor: what it is fused with would change the result.
 Task<Status> host_adasum(CollectiveContext& context, AllreduceCall call) {
   if (!is_floating_point(call.dtype)) {
@@ -154,8 +159,7 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
   Result<Reducer> reducer = find_reducer(call.dtype, call.reduce_op);
   if (!reducer) co_return reducer.status();
   const std::size_t element = reducer->element_bytes;
-  const AllreduceAlgorithm& algorithm =
-      select_allreduce({call.tensors.front().count * element, context.size(), call.small_limit_bytes});
+  const AllreduceAlgorithm& algorithm = select_allreduce(facts_of(call, context));
   const int parts = algorithm.uses_chunks ? context.size() : 1;
   const FusedLayout layout = layout_of(call, parts);
   const bool fused = call.tensors.size() > 1;
@@ -192,6 +196,23 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
     unpack(call, layout, result);
   }
   co_return Status();
+}
+
+// The first message of each rank; it goes no further without something of this one.
+void discard_standing_allreduce(CollectiveContext& context, const AllreduceCall& call) {
+  std::size_t bytes = call.tensors.front().count * size_of(call.dtype);
+  if (select_allreduce(facts_of(call, context)).uses_chunks) {
+    const std::vector<std::size_t> chunks = layout_of(call, context.size()).chunks();
+    const auto own = static_cast<std::size_t>(context.rank());
+    bytes = chunks[own + 1] - chunks[own];
+  }
+  std::byte* const place = context.lease(bytes);
+  if (place == nullptr) return;  // what arrives then stays where it is
+  for (int peer = 0; peer < context.size(); ++peer) {
+    if (peer == context.rank()) continue;
+    [[maybe_unused]] const Pending cancelled_at_once = context.receive(peer, {place, bytes});
+  }
+  context.cancel(Status::internal("the call was not begun here"));
 }
 
 std::size_t scattered_rows(std::size_t rows, int size, int index) {

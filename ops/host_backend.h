@@ -18,6 +18,9 @@ std::size_t fusion_bytes(const AllreduceCall& call);
 /// `fusion`: that many bytes. The output of a single tensor is wanted.
 Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std::span<std::byte> fusion);
 
+/// What ranks may have sent for a standing allreduce that this rank will not begin: nobody will ask for it.
+void discard_standing_allreduce(CollectiveContext& context, const AllreduceCall& call);
+
 /// `bytes_by_rank`: the block of each rank of the set; `output` holds them one behind the other.
 Task<Status> host_allgather(CollectiveContext& context, const std::byte* input, std::byte* output,
                             std::vector<std::size_t> bytes_by_rank);

@@ -18,6 +18,8 @@ py::dict statistics() {
   counters["bytes_reduced"] = value.bytes_reduced;
   counters["bytes_reordered"] = value.bytes_reordered;
   counters["collective_calls"] = value.collective_calls;
+  counters["standing_calls"] = value.standing_calls;
+  counters["standing_calls_withdrawn"] = value.standing_calls_withdrawn;
   counters["control_messages_sent"] = value.control_messages_sent;
   counters["control_bytes_sent"] = value.control_bytes_sent;
   counters["data_bytes_sent"] = value.data_bytes_sent;

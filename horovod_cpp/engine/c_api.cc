@@ -356,6 +356,8 @@ int hvd_get_statistics(hvd_statistics* statistics) {
     filled.bytes_reduced = known.executor.bytes_reduced.value();
     filled.bytes_reordered = known.executor.bytes_reordered.value();
     filled.collective_calls = known.executor.collective_calls.value();
+    filled.standing_calls = known.executor.standing_calls.value();
+    filled.standing_calls_withdrawn = known.executor.standing_calls_withdrawn.value();
     filled.control_messages_sent = known.transport.control_messages_sent.value();
     filled.control_bytes_sent = known.transport.control_bytes_sent.value();
     filled.data_bytes_sent = known.transport.data_bytes_sent.value();

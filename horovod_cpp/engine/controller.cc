@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "horovod_cpp/engine/op_rules/attributes.h"
+#include "ops/collective_context.h"
 
 namespace hvd {
 
@@ -22,6 +23,7 @@ void Controller::add_process_set(ProcessSetId id, const std::vector<int>& ranks)
 Actions Controller::on_event(const Event& event, TimePoint now) {
   std::visit([&](const auto& one) { handle(one, now); }, event);
   if (is_coordinator()) distribute(now);
+  actions_.look_again = std::min(actions_.look_again, standing_.next_deadline());
   return std::exchange(actions_, {});
 }
 
@@ -30,28 +32,68 @@ Actions Controller::on_event(const Event& event, TimePoint now) {
 void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
   RequestsMessage message;
   message.call_sites = event.call_sites;
+  const bool alone = event.requests.size() == 1 && sent_as_id_.empty() && sent_whole_.empty() && held_back_.empty();
   for (const Request& request : event.requests) {
     // Handed over while the set was failing: nobody will answer it.
     if (const Status& failure = sets_.failure(request.key.process_set); !failure.ok()) {
       actions_.responses.push_back(error_response(request.key, failure.code(), failure.text()));
       continue;
     }
-    const MembershipRef membership = sets_.find(request.key.process_set);
-    const std::optional<int> index = membership ? membership->index_of(rank_) : std::nullopt;
-    const std::optional<CacheId> id = index ? cache_.id_for(request, *index) : std::nullopt;
-    if (id) {
-      cache_hits_.add(1);
-      sent_as_id_[*id] = request;
-      message.cached.push_back(*id);
-    } else {
-      sent_whole_[request.key] = request;
-      message.requests.push_back(request);
+    if (waits_for_standing(message, request)) {
+      held_back_.push_back(request);
+      continue;
     }
+    const std::optional<CacheId> id = cached_id(request);
+    if (id && alone && standing_.may_begin(*id)) {
+      cache_hits_.add(1);
+      actions_.responses.push_back(standing_.begin(*id, request, now, actions_.discards));
+      continue;
+    }
+    if (const ResponseCache::Entry* known = cache_.find(request.key)) {
+      if (const std::optional<StandingUse> ended = standing_.end(known->id, actions_.discards)) {
+        message.ended.push_back(*ended);
+      }
+      if (const std::optional<StandingUse> use = standing_.ask(known->id)) message.asked.push_back(*use);
+    }
+    ask(message, request);
   }
   submit(std::move(message), now);
 }
 
+std::optional<CacheId> Controller::cached_id(const Request& request) const {
+  const MembershipRef membership = sets_.find(request.key.process_set);
+  const std::optional<int> index = membership ? membership->index_of(rank_) : std::nullopt;
+  return index ? cache_.id_for(request, *index) : std::nullopt;
+}
+
+void Controller::ask(RequestsMessage& message, const Request& request) {
+  if (const std::optional<CacheId> id = cached_id(request)) {
+    cache_hits_.add(1);
+    sent_as_id_[*id] = request;
+    message.cached.push_back(*id);
+  } else {
+    sent_whole_[request.key] = request;
+    message.requests.push_back(request);
+  }
+}
+
+// Who joins, or asks for the end of a set, begins no standing call after it, and has none in flight when it asks: what
+// it has begun has then ended, or is negotiated before.
+bool Controller::waits_for_standing(RequestsMessage& message, const Request& request) {
+  std::vector<StandingUse> ended;
+  if (request.key.op == OpKind::kJoin) {
+    ended = standing_.end_all(actions_.discards);
+  } else if (request.key.op == OpKind::kProcessSetRemove) {
+    ended = standing_.end_set(static_cast<ProcessSetId>(request.shape.front()), actions_.discards);
+  } else {
+    return false;
+  }
+  message.ended.insert(message.ended.end(), ended.begin(), ended.end());
+  return standing_.in_flight();
+}
+
 void Controller::submit(RequestsMessage message, TimePoint now) {
+  if (message.is_empty()) return;
   if (is_coordinator()) {
     coordinator_->on_requests(rank_, std::move(message), now, outbox_);
   } else if (!lost_.contains(coordinator_rank())) {
@@ -65,6 +107,14 @@ void Controller::to_coordinator(const Message& message) {
 }
 
 void Controller::follow(ResponsesMessage message, TimePoint now) {
+  RequestsMessage again;
+  for (const StandingUse& said : message.ended) {
+    if (standing_.on_ended(said, actions_.discards)) actions_.withdrawn.push_back(standing_.call());
+  }
+  for (const StandingUse& said : message.overdue) {
+    const std::optional<StandingUse> ended = standing_.on_overdue(said, actions_.discards);
+    if (ended) again.ended.push_back(*ended);
+  }
   std::size_t place = 0;
   for (Response& response : message.responses) {
     bool known = true;
@@ -77,11 +127,15 @@ void Controller::follow(ResponsesMessage message, TimePoint now) {
       return;
     }
     apply(response);
+    if (response.kind == Response::Kind::kExecute) {
+      for (const ResponseEntry& entry : response.entries) standing_.forget(entry.cache_id);  // all have asked again
+    }
+    if (response.standing != 0) standing_.grant(response);
     actions_.responses.push_back(std::move(response));
   }
-  RequestsMessage again;
   for (const CacheId id : message.evicted) {
     cache_.forget(id);
+    standing_.forget(id);
     const auto sent = sent_as_id_.find(id);
     if (sent == sent_as_id_.end()) continue;
     sent_whole_[sent->second.key] = sent->second;
@@ -90,7 +144,7 @@ void Controller::follow(ResponsesMessage message, TimePoint now) {
     sent_as_id_.erase(sent);
   }
   again.forgotten += std::exchange(given_up_, 0);
-  if (again.forgotten > 0) submit(std::move(again), now);
+  submit(std::move(again), now);
 }
 
 // Fills in what travels as an id, and remembers what travels whole for the first time.
@@ -106,7 +160,10 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
   if (!is_sound(response, entry)) return false;
   const OperationKey key{response.process_set, response.op, entry.name};
   const ResponseCache::Entry* replaced = cache_.find(key);
-  if (replaced != nullptr) sent_as_id_.erase(replaced->id);
+  if (replaced != nullptr) {
+    sent_as_id_.erase(replaced->id);
+    standing_.forget(replaced->id);
+  }
   sent_whole_.erase(key);
   if (entry.cache_id != 0) {
     Request agreed;
@@ -145,8 +202,9 @@ bool Controller::is_sound(const Response& response, const ResponseEntry& entry) 
 // Whether the response names something, a process set that is to go is there, and a new one has an id of its own and
 // ranks of this job.
 bool Controller::can_apply(const Response& response) const {
-  if (response.kind != Response::Kind::kExecute) return true;
-  if (response.entries.empty()) return false;
+  if (response.kind != Response::Kind::kExecute) return response.standing == 0;
+  if (response.entries.empty() || is_standing_call(response.call)) return false;
+  if (response.standing != 0 && !may_stand(response)) return false;
   if (response.op == OpKind::kProcessSetRemove) {
     return response.new_process_set != 0 && sets_.find(response.new_process_set) != nullptr;
   }
@@ -176,6 +234,7 @@ void Controller::apply(const Response& response) {
     const ProcessSetId removed = response.new_process_set;
     sets_.remove(removed);
     cache_.forget_set(removed);
+    standing_.forget_set(removed);
     // The coordinator has forgotten these ids as well: nobody will answer what is on its way as one of them.
     std::erase_if(sent_as_id_, [&](const auto& sent) {
       const OperationKey& key = sent.second.key;
@@ -199,6 +258,7 @@ void Controller::lose_peer(int rank, const std::string& text) {
   actions_.lost_ranks.push_back({rank, reason});
   for (const ProcessSetId id : coordinator ? sets_.ids() : sets_.ids_with(rank)) {
     sets_.fail(id, reason);
+    standing_.forget_set(id);
     actions_.failed_sets.push_back({id, reason});
     std::erase_if(sent_whole_, [&](const auto& sent) { return sent.first.process_set == id; });
     std::erase_if(sent_as_id_, [&](const auto& sent) { return sent.second.key.process_set == id; });
@@ -210,8 +270,11 @@ void Controller::lose_peer(int rank, const std::string& text) {
   }
 }
 
-void Controller::handle(const ShutdownWanted& /*event*/, TimePoint /*now*/) {
+void Controller::handle(const ShutdownWanted& /*event*/, TimePoint now) {
   if (ended_) return;
+  RequestsMessage farewell;
+  farewell.ended = standing_.end_all(actions_.discards);
+  submit(std::move(farewell), now);
   if (is_coordinator()) {
     coordinator_->on_shutdown(rank_, outbox_);
   } else if (lost_.contains(coordinator_rank())) {
@@ -221,8 +284,24 @@ void Controller::handle(const ShutdownWanted& /*event*/, TimePoint /*now*/) {
   }
 }
 
-void Controller::handle(const CallEnded& event, TimePoint /*now*/) {
+// One that was withdrawn is asked for in the old way; what had to wait for it is asked for after it.
+void Controller::end_standing_flight(const CallEnded& event, TimePoint now) {
+  const std::optional<StandingCalls::Begun> begun = standing_.on_call_ended(event.call);
+  if (!event.status.ok()) standing_.on_call_failed(event.call, actions_.discards);
+  RequestsMessage message;
+  if (begun && event.withdrawn && sets_.failure(begun->request.key.process_set).ok()) {
+    message.asked.push_back(begun->use);
+    ask(message, begun->request);
+  }
+  for (const Request& held : std::exchange(held_back_, {})) {
+    if (sets_.failure(held.key.process_set).ok()) ask(message, held);
+  }
+  submit(std::move(message), now);
+}
+
+void Controller::handle(const CallEnded& event, TimePoint now) {
   if (is_coordinator()) coordinator_->set_in_flight(event.in_flight);
+  if (is_standing_call(event.call)) end_standing_flight(event, now);
   // When the set itself has failed, the others have their own news of it.
   if (event.status.ok() || !sets_.failure(event.process_set).ok() || ended_) return;
   const CallFailedMessage message{event.process_set, event.call, event.status.text()};
@@ -242,7 +321,12 @@ void Controller::handle(const StallNoticed& event, TimePoint /*now*/) {
   }
 }
 
-void Controller::handle(const TimePassed& /*event*/, TimePoint /*now*/) {}
+void Controller::handle(const TimePassed& /*event*/, TimePoint now) {
+  if (standing_.next_deadline() > now) return;
+  RequestsMessage message;
+  message.overdue.push_back(standing_.take_overdue());
+  submit(std::move(message), now);
+}
 
 // ---- messages -------------------------------------------------------------------------------------------------------
 
@@ -284,6 +368,9 @@ Status Controller::take_message(int peer, std::span<const std::byte> bytes, Time
       Result<CallFailedMessage> message = decode_call_failed(bytes);
       if (!message) return message.status();
       if (is_coordinator()) coordinator_->on_call_failed(peer, *message, outbox_);
+      if (is_standing_call(message->call) && standing_.on_call_failed(message->call, actions_.discards)) {
+        actions_.withdrawn.push_back(standing_.call());
+      }
       actions_.failed_calls.push_back({message->process_set, message->call, Status::internal(message->text)});
       return {};
     }

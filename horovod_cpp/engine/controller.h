@@ -9,6 +9,7 @@
 
 #include "common/counter.h"
 #include "horovod_cpp/engine/coordinator.h"
+#include "horovod_cpp/engine/standing_calls.h"
 
 namespace hvd {
 
@@ -38,6 +39,10 @@ class Controller {
   void handle(const StallNoticed& event, TimePoint now);
   void handle(const TimePassed& event, TimePoint now);
 
+  std::optional<CacheId> cached_id(const Request& request) const;
+  void ask(RequestsMessage& message, const Request& request);
+  bool waits_for_standing(RequestsMessage& message, const Request& request);
+  void end_standing_flight(const CallEnded& event, TimePoint now);
   void submit(RequestsMessage message, TimePoint now);
   void follow(ResponsesMessage message, TimePoint now);
   bool complete_entry(const Response& response, ResponseEntry& entry, bool as_cache_id);
@@ -57,7 +62,9 @@ class Controller {
   ResponseCache cache_;
   std::unordered_map<CacheId, Request> sent_as_id_;  // in flight; sent whole if the id is forgotten meanwhile
   std::map<OperationKey, Request> sent_whole_;       // in flight; what a response is remembered with
-  std::uint32_t given_up_ = 0;                       // of these, ids of removed sets; the coordinator is to know
+  StandingCalls standing_;
+  std::vector<Request> held_back_;  // until the standing call in flight has ended
+  std::uint32_t given_up_ = 0;      // of these, ids of removed sets; the coordinator is to know
   std::set<int> lost_;
   Actions actions_;
   bool ended_ = false;

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "common/rank_text.h"
+#include "horovod_cpp/engine/standing_calls.h"
+#include "ops/collective_context.h"
 
 namespace hvd {
 namespace {
@@ -21,6 +23,14 @@ std::vector<int> to_ranks(const Shape& shape) {
   std::vector<int> ranks;
   for (const std::int64_t rank : shape) ranks.push_back(static_cast<int>(rank));
   return ranks;
+}
+
+// Ranks that may deal with each other directly: each with all others, over memory that they share.
+bool is_close(const Membership& membership) {
+  constexpr int most = 8;
+  const std::vector<int>& hosts = membership.hosts;
+  return membership.size() > 1 && membership.size() <= most &&
+         std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts.front(); });
 }
 
 // At most two letters more, less or other (Levenshtein distance, by the usual row after row).
@@ -54,6 +64,7 @@ std::string Coordinator::call_site_text(int rank, std::uint32_t call_site) const
 }
 
 void Coordinator::on_requests(int rank, RequestsMessage message, TimePoint now, Outbox& out) {
+  take_standing_uses(rank, message, out);
   for (CallSiteDefinition& site : message.call_sites) call_sites_[{rank, site.id}] = std::move(site.text);
   for (Request& request : message.requests) take_request(rank, std::move(request), now, out);
   for (const CacheId id : message.cached) take_cached(rank, id, now);
@@ -217,13 +228,84 @@ void Coordinator::remember(Agreement& agreement) {
   cache_.remember({entry.cache_id, agreement.agreed, entry});
 }
 
+Coordinator::Standing* Coordinator::standing(StandingNumber number) {
+  return number == 0 || number > standing_.size() ? nullptr : &standing_[number - 1u];
+}
+
+void Coordinator::end_standing(const Standing& ended) {
+  constexpr int most = 1 << 20;
+  ResponseCache::Entry* entry = cache_.edit(ended.id);
+  if (entry == nullptr || standing(entry->standing) != &ended || !std::exchange(entry->stands, false)) return;
+  entry->alone_in_a_row = 0;
+  entry->wanted_in_a_row = std::min(2 * entry->wanted_in_a_row, most);  // it was not as steady as it looked
+}
+
+// What a member says of a standing response is for the others.
+void Coordinator::take_standing_uses(int rank, RequestsMessage& message, Outbox& out) {
+  const auto tell = [&](const StandingUse& said, std::vector<StandingUse> ResponsesMessage::* where) {
+    const Standing* known = standing(said.number);
+    const MembershipRef membership = known == nullptr ? nullptr : sets_.find(known->key.process_set);
+    if (!membership || !membership->contains(rank)) return;
+    for (const int peer : without(membership->ranks, lost_)) {
+      if (peer != rank) (out.responses[peer].*where).push_back(said);
+    }
+  };
+  for (const StandingUse& said : message.overdue) tell(said, &ResponsesMessage::overdue);
+  for (const StandingUse& said : message.ended) {
+    tell(said, &ResponsesMessage::ended);
+    if (const Standing* known = standing(said.number)) end_standing(*known);
+  }
+  if (!message.asked.empty()) refuse_failed_uses(rank, message, out);
+}
+
+// A rank on which a use has failed goes on to its next one: what others still ask for the failed one gets the failure.
+void Coordinator::refuse_failed_uses(int rank, RequestsMessage& message, Outbox& out) {
+  for (const StandingUse& use : message.asked) {
+    Standing* known = standing(use.number);
+    if (known == nullptr) continue;
+    known->asked[rank] = use.use;
+    if (known->failed != use.use) continue;
+    std::erase_if(message.requests, [&](const Request& request) { return request.key == known->key; });
+    std::erase_if(message.cached, [&](CacheId id) {
+      const ResponseCache::Entry* entry = cache_.find(id);
+      return entry != nullptr && entry->agreed.key == known->key;
+    });
+    send_to({rank}, error_response(known->key, StatusCode::kInternal, known->failure), out);
+  }
+}
+
+// What is agreed on alone, with nothing else in sight, again and again, need not be asked for any more.
+void Coordinator::let_stand(std::vector<Response>& agreed) {
+  if (settings_.standing_after == 0) return;
+  const bool alone = agreed.size() == 1 && readiness_.empty() && in_flight_ == 0 && joining_.empty() && joined_.empty();
+  for (Response& response : agreed) {
+    ResponseCache::Entry* entry = may_stand(response) ? cache_.edit(response.entries.front().cache_id) : nullptr;
+    const MembershipRef membership = sets_.find(response.process_set);
+    if (entry == nullptr || !membership || !is_close(*membership)) continue;
+    if (Standing* before = standing(entry->standing)) {  // all have asked for what came after it
+      before->asked.clear();
+      before->failed.reset();
+      entry->standing = 0;
+    }
+    if (entry_bytes(response, response.entries.front()) > settings_.standing_limit_bytes) continue;
+    if (entry->wanted_in_a_row == 0) entry->wanted_in_a_row = settings_.standing_after;
+    entry->alone_in_a_row = alone ? entry->alone_in_a_row + 1 : 0;
+    if (entry->alone_in_a_row < entry->wanted_in_a_row || standing_.size() >= kMostStanding) continue;
+    standing_.emplace_back();
+    standing_.back().id = entry->id;
+    standing_.back().key = entry->agreed.key;
+    entry->standing = response.standing = static_cast<StandingNumber>(standing_.size());
+    entry->stands = true;
+  }
+}
+
 // Forgets the oldest responses, but never one that somebody has asked for by its id, nor one that is yet to be sent:
 // its receivers would remember it after they were told to forget it.
 void Coordinator::make_room(Outbox& out) {
   if (cache_.size() <= settings_.cache_capacity) return;
   for (const CacheId id : cache_.oldest(cache_.size() - settings_.cache_capacity)) {
     const ResponseCache::Entry& entry = *cache_.find(id);
-    if (readiness_.find(entry.agreed.key) != nullptr) continue;
+    if (readiness_.find(entry.agreed.key) != nullptr || entry.stands) continue;
     const bool held = std::any_of(ready_.begin(), ready_.end(),
                                   [&](const Held& one) { return one.response.entries.front().cache_id == id; });
     if (held) continue;
@@ -244,6 +326,7 @@ void Coordinator::flush(TimePoint now, Outbox& out) {
   if (!ready_.empty() && company_is_over(now)) {
     std::vector<Response> agreed;
     for (Held& held : std::exchange(ready_, {})) agreed.push_back(std::move(held.response));
+    let_stand(agreed);
     for (Response& call : plan_fusion(std::move(agreed), settings_.fusion)) send(std::move(call), out);
   }
   make_room(out);
@@ -316,12 +399,28 @@ void Coordinator::on_peer_lost(int rank, const std::string& reason, Outbox& out)
 }
 
 void Coordinator::on_call_failed(int rank, const CallFailedMessage& message, Outbox& out) {
+  if (is_standing_call(message.call)) fail_standing_use(message, out);
   // A set that has been removed may have calls in flight; ranks that were not in it have no such call.
   const MembershipRef known = sets_.find(message.process_set);
   const MembershipRef membership = known ? known : everyone_;
   const std::vector<std::byte> bytes = encode(message);
   for (const int peer : without(membership->ranks, lost_)) {
     if (peer != rank) out.messages.emplace_back(peer, bytes);
+  }
+}
+
+void Coordinator::fail_standing_use(const CallFailedMessage& message, Outbox& out) {
+  const StandingUse use = use_of_call(message.call);
+  Standing* known = standing(use.number);
+  if (known == nullptr || known->failed) return;
+  end_standing(*known);
+  known->failed = use.use;
+  known->failure = operation_text(known->key) + ": " + message.text;
+  const MembershipRef membership = sets_.find(known->key.process_set);
+  for (const auto& [rank, asked] : known->asked) {
+    const std::optional<int> index = membership ? membership->index_of(rank) : std::nullopt;
+    if (asked != use.use || !index || !readiness_.withdraw(known->key, *index)) continue;
+    send_to({rank}, error_response(known->key, StatusCode::kInternal, known->failure), out);
   }
 }
 

@@ -22,7 +22,9 @@ struct CoordinatorSettings {
   std::size_t cache_capacity = 0;
   Duration company_time{};         ///< longest wait of a small ready tensor for others to fuse with
   Duration stall_shutdown_time{};  ///< 0: never
-  Timeline* timeline = nullptr;    ///< told who asked, and what was agreed
+  std::size_t standing_limit_bytes = 0;
+  int standing_after = 0;        ///< 0: no response stands
+  Timeline* timeline = nullptr;  ///< told who asked, and what was agreed
 };
 
 class Coordinator {
@@ -56,6 +58,16 @@ class Coordinator {
     TimePoint until;
   };
 
+  struct Standing {
+    CacheId id = 0;
+    OperationKey key;
+    std::map<int, std::uint32_t> asked;   // uses that ranks asked for after its end, by rank
+    std::optional<std::uint32_t> failed;  // a use that failed on a rank: what is asked for it is not for the others
+    std::string failure;
+  };
+
+  // nullptr for a number that was never given.
+  Standing* standing(StandingNumber number);
   void take_request(int rank, Request request, TimePoint now, Outbox& out);
   void take_cached(int rank, CacheId id, TimePoint now);
   void settle(const OperationKey& key, TimePoint now);
@@ -68,6 +80,11 @@ class Coordinator {
   void settle_process_set(Response& response, const Request& agreed);
   void remember(Agreement& agreement);
   void make_room(Outbox& out);
+  void take_standing_uses(int rank, RequestsMessage& message, Outbox& out);
+  void refuse_failed_uses(int rank, RequestsMessage& message, Outbox& out);
+  void fail_standing_use(const CallFailedMessage& message, Outbox& out);
+  void end_standing(const Standing& ended);
+  void let_stand(std::vector<Response>& agreed);
   void send(Response response, Outbox& out);
   void send_to(const std::vector<int>& ranks, const Response& response, Outbox& out);
   void end_job(StatusCode code, const std::string& text, Outbox& out);
@@ -89,6 +106,7 @@ class Coordinator {
   std::set<int> joining_;                   // ranks that want to join, and from which such requests may yet come
   std::set<int> joined_;                    // ranks that have no more data; until all have joined
   int last_joined_ = -1;
+  std::vector<Standing> standing_;  // all that have ever been let stand: number n at n - 1
   int in_flight_ = 0;
   bool ended_ = false;
 };

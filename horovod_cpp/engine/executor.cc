@@ -13,7 +13,7 @@ namespace hvd {
 namespace {
 
 // A set's oldest running call and its newest are never further apart, so that two calls in flight never have the same
-// channel number (they come round after 65,536).
+// channel number (they come round after 61,440).
 constexpr std::uint64_t kWindow = 1024;
 
 std::size_t row_elements(const Shape& shape) {
@@ -47,6 +47,10 @@ Executor::Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, Tens
       on_call_ended_(std::move(on_call_ended)) {}
 
 void Executor::carry_out(Response response) {
+  if (is_standing_call(response.call)) {
+    carry_out_standing(std::move(response));
+    return;
+  }
   std::vector<TensorEntry> entries;
   for (const ResponseEntry& entry : response.entries) {
     std::optional<TensorEntry> found = queue_.take({response.process_set, response.op, entry.name});
@@ -80,6 +84,49 @@ void Executor::carry_out(Response response) {
   lane.waiting.push_back(std::move(call));
   ++queued_;
   start_what_may(lane);
+}
+
+// The operation keeps its place among those that wait until the call has ended well.
+void Executor::carry_out_standing(Response response) {
+  std::optional<TensorEntry> lent = queue_.lend({response.process_set, response.op, response.entries.front().name});
+  if (!lent) {  // its set has failed meanwhile
+    on_call_ended_({response.process_set, response.call, {}, in_flight_});
+    return;
+  }
+  auto call = std::make_shared<Call>();
+  call->priority = next_priority_++;
+  call->membership = sets_.find(response.process_set);
+  call->response = std::move(response);
+  call->entries.push_back(std::move(*lent));
+  if (is_on(timeline_)) timeline_->call_agreed(call->response, call->entries, *call->membership, fabric_);
+  statistics_.standing_calls.add(1);
+  Lane& lane = lanes_[call->response.process_set];
+  start(lane, std::move(call));
+}
+
+void Executor::withdraw(const Response& response) {
+  const auto lane = lanes_.find(response.process_set);
+  if (lane == lanes_.end()) return;
+  const auto running = lane->second.standing.find(response.call);
+  if (running == lane->second.standing.end()) return;  // it has failed, and its end is on the way to the controller
+  Call& call = *running->second;
+  const Status closed = queue_.give_back(call.entries.front().request.key);
+  call.withdrawn = closed.ok();
+  call.context->cancel(closed.ok() ? Status::internal("not all ranks have begun it") : closed);
+}
+
+void Executor::discard(const Response& response) {
+  const MembershipRef membership = sets_.find(response.process_set);
+  if (!membership) return;
+  CollectiveContext::Settings settings;
+  settings.process_set = response.process_set;
+  settings.call = response.call;
+  settings.buffers = &buffers_;
+  CollectiveContext context(loop_, fabric_, membership, std::move(settings));
+  AllreduceCall call = allreduce_call(response);
+  const ResponseEntry& entry = response.entries.front();
+  call.tensors.push_back({nullptr, nullptr, bytes_of(response.dtype, entry.shape) / size_of(response.dtype)});
+  discard_standing_allreduce(context, call);
 }
 
 // What a rank brings that has joined: nothing that changes the result.
@@ -129,7 +176,7 @@ void Executor::start(Lane& lane, CallRef call) {
     settings.activities = &call->activities;
   }
   call->context = std::make_unique<CollectiveContext>(loop_, fabric_, call->membership, std::move(settings));
-  lane.running.emplace(response.call, call);
+  (is_standing_call(response.call) ? lane.standing : lane.running).emplace(response.call, call);
   ++in_flight_;
   statistics_.collective_calls.add(1);
   const auto failed = lane.failed_early.find(response.call);
@@ -232,6 +279,17 @@ void Executor::bring_back(Call& call) {
   statistics_.bytes_reordered.add(static_cast<std::int64_t>(call.reordering.bytes()));
 }
 
+// Without its tensors.
+AllreduceCall Executor::allreduce_call(const Response& response) const {
+  AllreduceCall call;
+  call.dtype = response.dtype;
+  call.reduce_op = response.reduce_op;
+  call.prescale = response.prescale;
+  call.postscale = response.postscale;
+  call.small_limit_bytes = options_.small_limit_bytes;
+  return call;
+}
+
 // The tensors are those of several entries that were fused, or those of one entry, which is a group.
 Task<Status> Executor::allreduce(CallRef call) {
   const Response& response = call->response;
@@ -258,12 +316,8 @@ Task<Status> Executor::allreduce(CallRef call) {
     runs = plan_group(tensors, limits());
   }
   for (const std::vector<std::size_t>& run : runs) {
-    AllreduceCall work;
+    AllreduceCall work = allreduce_call(response);
     work.dtype = tensors[run.front()].dtype;
-    work.reduce_op = response.reduce_op;
-    work.prescale = response.prescale;
-    work.postscale = response.postscale;
-    work.small_limit_bytes = options_.small_limit_bytes;
     const std::size_t element = std::max<std::size_t>(1, size_of(work.dtype));
     for (const std::size_t i : run) {
       work.tensors.push_back({memory[i].input, memory[i].output, tensors[i].bytes / element});
@@ -375,9 +429,31 @@ Task<Status> Executor::broadcast(CallRef call) {
 void Executor::finish(CallRef call, const Status& status) {
   const ProcessSetId process_set = call->response.process_set;
   Lane& lane = lanes_[process_set];
-  lane.running.erase(call->response.call);
   --in_flight_;
+  const bool is_standing = is_standing_call(call->response.call);
+  if (is_standing) {
+    lane.standing.erase(call->response.call);
+    if (call->withdrawn) {
+      statistics_.standing_calls_withdrawn.add(1);
+      call->context->cancel(status);
+      call->context.reset();
+      if (is_on(timeline_)) {
+        timeline_->call_withdrawn({process_set, call->response.call}, call->entries.front().request.key);
+      }
+      on_call_ended_({process_set, call->response.call, {}, in_flight_, /*withdrawn=*/true});
+      return;
+    }
+    // What was lent is taken, unless it has been ended with its set.
+    std::optional<TensorEntry> entry = queue_.take(call->entries.front().request.key);
+    call->entries.clear();
+    if (entry) call->entries.push_back(std::move(*entry));
+  } else {
+    lane.running.erase(call->response.call);
+  }
   Status told = status;
+  if (is_standing && !status.ok()) {  // perhaps no other rank ever began it: then the end of the job has ended it
+    if (Status closed = queue_.closing_reason(); !closed.ok()) told = std::move(closed);
+  }
   // What all ranks find alike in what they have agreed on is no news to them, and leaves them in step.
   const bool found_alike = status.code() == StatusCode::kPrecondition && call->response.memory != MemoryKind::kHost;
   const bool has_set = sets_.find(process_set) != nullptr;  // otherwise no later call can be out of step
@@ -437,6 +513,7 @@ void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
     end_entries(std::move(call->entries), reason);
   }
   for (auto& [number, call] : lane.running) call->context->cancel(reason);
+  for (auto& [number, call] : lane.standing) call->context->cancel(reason);
 }
 
 void Executor::fail_rank(int rank, const Status& reason) {
@@ -445,7 +522,8 @@ void Executor::fail_rank(int rank, const Status& reason) {
     // All calls of a set have the same members.
     const bool waits = !lane.waiting.empty() && has_it(lane.waiting.front());
     const bool runs = !lane.running.empty() && has_it(lane.running.begin()->second);
-    if (waits || runs) fail_set(id, reason);
+    const bool stands = !lane.standing.empty() && has_it(lane.standing.begin()->second);
+    if (waits || runs || stands) fail_set(id, reason);
   }
 }
 
@@ -458,6 +536,15 @@ void Executor::fail_call(const FailedCall& failed) {
   const auto found = lanes_.find(failed.process_set);
   if (found == lanes_.end()) return;  // no call of that set has come here
   Lane& lane = found->second;
+  if (is_standing_call(failed.call)) {
+    const auto standing = lane.standing.find(failed.call);
+    if (standing != lane.standing.end()) {
+      standing->second->context->cancel(failed.reason);
+    } else {
+      lane.failed_early[failed.call] = failed.reason;  // perhaps this rank begins it yet
+    }
+    return;
+  }
   const auto running = lane.running.find(failed.call);
   if (running != lane.running.end()) {
     running->second->context->cancel(failed.reason);

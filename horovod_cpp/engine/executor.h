@@ -30,6 +30,8 @@ struct ExecutorStatistics {
   Counter bytes_reduced;
   Counter bytes_reordered;
   Counter collective_calls;
+  Counter standing_calls;            ///< of these, begun without asking
+  Counter standing_calls_withdrawn;  ///< of these, not begun by all ranks, and negotiated after all
 };
 
 class Executor {
@@ -42,6 +44,10 @@ class Executor {
 
   /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
   void carry_out(Response response);
+  /// A standing call that the other ranks do not all begin: its operation waits as if it had not begun.
+  void withdraw(const Response& call);
+  /// A standing call that does not begin here: what other ranks have sent for it goes nowhere.
+  void discard(const Response& call);
   /// Ends what is in flight, or waits to start, in a process set.
   void fail_set(ProcessSetId process_set, const Status& reason);
   /// Ends what is in flight, or waits to start, with a lost rank: also in sets that have been removed meanwhile.
@@ -70,17 +76,21 @@ class Executor {
     std::unique_ptr<Backend> of_device;  // what carries it out, where that is not the host's
     Backend* backend = nullptr;
     Priority priority = 0;
+    bool withdrawn = false;
   };
   using CallRef = std::shared_ptr<Call>;
   // The calls of one process set.
   struct Lane {
-    std::map<std::uint64_t, CallRef> running;  // by call number
+    std::map<std::uint64_t, CallRef> running;   // by call number
+    std::map<std::uint64_t, CallRef> standing;  // likewise
     std::deque<CallRef> waiting;
     std::map<std::uint64_t, Status> failed_early;
   };
 
+  void carry_out_standing(Response response);
   void start_what_may(Lane& lane);
   void start(Lane& lane, CallRef call);
+  CollectiveContext::Settings context_settings(const Call& call) const;
   Task<void> run(CallRef call);
   Task<Status> perform(CallRef call);
   Task<Status> perform_on_tensors(CallRef call);
@@ -95,6 +105,7 @@ class Executor {
   Result<TensorEntry::Memory> memory_in_agreed_order(Call& call, std::size_t entry, std::size_t tensor, bool is_read);
   void bring_back(Call& call);
   FusionLimits limits() const;
+  AllreduceCall allreduce_call(const Response& response) const;
   void finish(CallRef call, const Status& status);
   void end_entry(TensorEntry& entry, const Status& status);
 

@@ -58,6 +58,20 @@ bool ReadinessTable::add_cached(const MembershipRef& membership, int set_rank, c
   return true;
 }
 
+bool ReadinessTable::withdraw(const OperationKey& key, int set_rank) {
+  const auto found = pending_.find(key);
+  if (found == pending_.end()) return false;
+  Pending& pending = found->second;
+  const auto index = static_cast<std::size_t>(set_rank);
+  if (!pending.has_asked[index]) return false;
+  pending.has_asked[index] = false;
+  std::erase_if(pending.full, [&](const auto& one) { return one.first == set_rank; });
+  for (auto& [id, ranks] : pending.cached) std::erase(ranks, set_rank);
+  std::erase_if(pending.cached, [](const auto& one) { return one.second.empty(); });
+  if (--pending.asked == 0) pending_.erase(found);
+  return true;
+}
+
 const ReadinessTable::Pending* ReadinessTable::find(const OperationKey& key) const {
   const auto found = pending_.find(key);
   return found == pending_.end() ? nullptr : &found->second;

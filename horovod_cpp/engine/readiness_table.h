@@ -32,6 +32,9 @@ class ReadinessTable {
   bool add_full(const MembershipRef& membership, int set_rank, Request request, TimePoint now);
   bool add_cached(const MembershipRef& membership, int set_rank, const OperationKey& key, CacheId id, TimePoint now);
 
+  /// As if that rank had not asked; false when it had not.
+  bool withdraw(const OperationKey& key, int set_rank);
+
   const Pending* find(const OperationKey& key) const;
   Pending take(const OperationKey& key);
 

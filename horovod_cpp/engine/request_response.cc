@@ -122,6 +122,7 @@ void put_head(WireWriter& out, const Response& response) {
   out.fixed(response.memory);
   out.varint(response.call);
   out.varint(response.new_process_set);
+  out.varint(response.standing);
   out.fixed(response.error_code);
   out.text(response.error);
 }
@@ -139,9 +140,27 @@ Response get_head(WireReader& in) {
   response.memory = in.fixed<MemoryKind>();
   response.call = in.varint();
   response.new_process_set = in.number<ProcessSetId>();
+  response.standing = in.number<StandingNumber>();
   response.error_code = in.fixed<StatusCode>();
   response.error = in.text();
   return response;
+}
+
+void put(WireWriter& out, const std::vector<StandingUse>& uses) {
+  out.varint(uses.size());
+  for (const StandingUse& one : uses) {
+    out.varint(one.number);
+    out.varint(one.use);
+  }
+}
+
+std::vector<StandingUse> get_uses(WireReader& in) {
+  std::vector<StandingUse> uses(in.count(2));
+  for (StandingUse& one : uses) {
+    one.number = in.number<StandingNumber>();
+    one.use = in.number<std::uint32_t>();
+  }
+  return uses;
 }
 
 bool is_known(OpKind op) { return static_cast<std::size_t>(op) < kOpNames.size(); }
@@ -231,6 +250,9 @@ std::vector<std::byte> encode(const RequestsMessage& message) {
   out.varint(message.cached.size());
   for (const CacheId id : message.cached) out.varint(id);
   out.varint(message.forgotten);
+  put(out, message.asked);
+  put(out, message.ended);
+  put(out, message.overdue);
   return out.take();
 }
 
@@ -246,6 +268,9 @@ Result<RequestsMessage> decode_requests(std::span<const std::byte> bytes) {
     message.cached.resize(in.count(1));
     for (CacheId& id : message.cached) id = in.number<CacheId>();
     message.forgotten = in.number<std::uint32_t>();
+    message.asked = get_uses(in);
+    message.ended = get_uses(in);
+    message.overdue = get_uses(in);
   });
 }
 
@@ -260,6 +285,8 @@ std::vector<std::byte> encode(const ResponsesMessage& message) {
     out.varint(response.entries.size());
     for (const ResponseEntry& entry : response.entries) put(out, entry, message.as_cache_id[place++]);
   }
+  put(out, message.ended);
+  put(out, message.overdue);
   return out.take();
 }
 
@@ -278,6 +305,8 @@ Result<ResponsesMessage> decode_responses(std::span<const std::byte> bytes) {
       }
       message.responses.push_back(std::move(response));
     }
+    message.ended = get_uses(in);
+    message.overdue = get_uses(in);
   });
 }
 

@@ -74,6 +74,18 @@ struct Request {
 /// Id of a remembered response; ids are never used twice in a job. 0: none.
 using CacheId = std::uint32_t;
 
+/// Number of a standing response; numbers are never used twice in a job. 0: none.
+using StandingNumber = std::uint16_t;
+/// Numbers go up to here, so that each has a channel of its own.
+inline constexpr StandingNumber kMostStanding = 4095;
+
+/// One use of a standing response: the first is use 0.
+struct StandingUse {
+  StandingNumber number = 0;
+  std::uint32_t use = 0;
+  bool operator==(const StandingUse&) const = default;
+};
+
 struct ResponseEntry {
   std::string name;
   Shape shape;                           ///< of every rank; allgather: of the first rank
@@ -97,6 +109,7 @@ struct Response {
   MemoryKind memory = MemoryKind::kHost;
   std::uint64_t call = 0;  ///< number of the call within its process set; names the channel
   ProcessSetId new_process_set = 0;
+  StandingNumber standing = 0;  ///< not 0: from the next time on, the call is made without asking; see standing_calls.h
   std::vector<ResponseEntry> entries;
   StatusCode error_code = StatusCode::kOk;
   std::string error;
@@ -162,6 +175,15 @@ struct RequestsMessage {
   std::vector<CacheId> cached;  ///< requests that equal a remembered response
   /// Ids sent earlier that were forgotten on the way: their requests are among these, or given up.
   std::uint32_t forgotten = 0;
+  /// Which uses of responses that stood here some of these requests are: the ones under the keys of those.
+  std::vector<StandingUse> asked;
+  std::vector<StandingUse> ended;    ///< this rank begins this use no more, nor a later one
+  std::vector<StandingUse> overdue;  ///< this rank has begun this use and waits for others
+
+  bool is_empty() const {
+    return call_sites.empty() && requests.empty() && cached.empty() && forgotten == 0 && asked.empty() &&
+           ended.empty() && overdue.empty();
+  }
 };
 
 struct ResponsesMessage {
@@ -169,6 +191,9 @@ struct ResponsesMessage {
   std::vector<Response> responses;
   /// Parallel to the entries of all responses: true where the entry travels as its cache id alone.
   std::vector<bool> as_cache_id;
+  /// What a member has said of its standing responses, before the responses above.
+  std::vector<StandingUse> ended;
+  std::vector<StandingUse> overdue;
 };
 
 struct PeerLostMessage {

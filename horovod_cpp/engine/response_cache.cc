@@ -9,6 +9,11 @@ const ResponseCache::Entry* ResponseCache::find(CacheId id) const {
   return found == by_id_.end() ? nullptr : &found->second.entry;
 }
 
+ResponseCache::Entry* ResponseCache::edit(CacheId id) {
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : &found->second.entry;
+}
+
 const ResponseCache::Entry* ResponseCache::find(const OperationKey& key) const {
   const auto found = by_key_.find(key);
   return found == by_key_.end() ? nullptr : find(found->second);

@@ -20,10 +20,16 @@ class ResponseCache {
     Request agreed;          ///< as the set's first rank sent it
     ResponseEntry entry;     ///< with the id
     bool announced = false;  ///< coordinator: the members have been sent the entry, from now on its id is enough
+    // Coordinator: see standing_calls.h.
+    int alone_in_a_row = 0;       ///< agreements
+    int wanted_in_a_row = 0;      ///< so many let the response stand; 0: not asked yet
+    StandingNumber standing = 0;  ///< as which it stands, or stood last
+    bool stands = false;
   };
 
   const Entry* find(CacheId id) const;
   const Entry* find(const OperationKey& key) const;
+  Entry* edit(CacheId id);
 
   /// The id that stands for `request` of set rank `index`, if what is remembered says just that.
   std::optional<CacheId> id_for(const Request& request, int index) const;

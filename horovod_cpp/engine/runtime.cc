@@ -19,6 +19,8 @@ CoordinatorSettings coordinator_settings(const Options& options, Timeline* timel
   settings.cache_capacity = options.cache_capacity;
   settings.company_time = options.cycle_time;
   settings.stall_shutdown_time = options.stall_shutdown_time;
+  settings.standing_limit_bytes = options.standing_limit_bytes;
+  settings.standing_after = options.standing_after;
   settings.timeline = timeline;
   return settings;
 }
@@ -207,6 +209,7 @@ void Runtime::carry_out(Actions actions) {
     fabric_->give_up(lost.rank, lost.reason);
   }
   for (const FailedSet& failed : actions.failed_sets) fail_set(failed);
+  for (const Response& call : actions.withdrawn) executor_.withdraw(call);
   for (Response& response : actions.responses) {
     if (response.kind == Response::Kind::kShutdown) {
       begin_closing(response.status());
@@ -214,6 +217,7 @@ void Runtime::carry_out(Actions actions) {
       executor_.carry_out(std::move(response));
     }
   }
+  for (const Response& call : actions.discards) executor_.discard(call);
   for (const FailedCall& failed : actions.failed_calls) executor_.fail_call(failed);
   if (!actions.stalls.empty()) {
     log::warning("{}", StallInspector::report(actions.stalls, settings_.options.stall_check_time));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace hvd {
@@ -97,6 +98,25 @@ void TensorQueue::begin_epoch() {
   });
 }
 
+std::optional<TensorEntry> TensorQueue::lend(const OperationKey& key) {
+  return state_.with([&](State& state) -> std::optional<TensorEntry> {
+    const auto found = state.waiting.find(key);
+    if (found == state.waiting.end()) return std::nullopt;
+    state.lent.push_back(found);
+    TensorEntry copy = *found;
+    copy.handle.reset();
+    return copy;
+  });
+}
+
+Status TensorQueue::give_back(const OperationKey& key) {
+  return state_.with([&](State& state) -> Status {
+    if (!state.closed.ok()) return state.closed;
+    std::erase(state.lent, state.waiting.find(key));
+    return {};
+  });
+}
+
 std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
   return state_.with([&](State& state) -> std::optional<TensorEntry> {
     const auto found = state.waiting.find(key);
@@ -107,6 +127,7 @@ std::optional<TensorEntry> TensorQueue::take(const OperationKey& key) {
 }
 
 TensorEntry TensorQueue::take_out(State& state, Waiting::const_iterator place) {
+  std::erase(state.lent, place);
   Waiting::node_type node = state.waiting.extract(place);
   TensorEntry entry = std::move(node.value());
   spare_nodes_.keep(std::move(node));
@@ -144,8 +165,14 @@ std::vector<TensorEntry> TensorQueue::take_on_devices(ProcessSetId process_set) 
 std::vector<TensorEntry> TensorQueue::close(const Status& reason) {
   return state_.with([&](State& state) {
     state.closed = reason;
-    return take_if(state, [](const TensorEntry& /*entry*/) { return true; });
+    return take_if(state, [&](const TensorEntry& entry) {
+      return std::none_of(state.lent.begin(), state.lent.end(), [&](auto place) { return &*place == &entry; });
+    });
   });
+}
+
+Status TensorQueue::closing_reason() const {
+  return state_.with([](const State& state) { return state.closed; });
 }
 
 std::vector<OperationKey> TensorQueue::waiting_since_before(TimePoint time) const {

@@ -69,13 +69,22 @@ class TensorQueue {
   /// All ranks have joined: unnamed operations are counted from the start again, alike on all.
   void begin_epoch();
 
+  /// A copy without the handle, for a call that may yet be withdrawn: the entry goes on waiting, and `close` leaves it
+  /// until it is taken or given back. Nothing when there is none.
+  std::optional<TensorEntry> lend(const OperationKey& key);
+  /// The call was withdrawn. The closing reason after `close`: the entry is then still lent, and has to be ended.
+  Status give_back(const OperationKey& key);
+
   /// Removes an entry that was drained before; nothing when there is none.
   std::optional<TensorEntry> take(const OperationKey& key);
   std::vector<TensorEntry> take_set(ProcessSetId process_set);
   /// Those of a set that are on device memory.
   std::vector<TensorEntry> take_on_devices(ProcessSetId process_set);
-  /// Everything; later pushes get `reason`.
+  /// Everything but what is lent; later pushes get `reason`.
   std::vector<TensorEntry> close(const Status& reason);
+
+  /// Why later pushes are refused; kOk before `close`.
+  Status closing_reason() const;
 
   /// Keys that wait since before `time`. Not of a join, which may well wait for long.
   std::vector<OperationKey> waiting_since_before(TimePoint time) const;
@@ -101,6 +110,7 @@ class TensorQueue {
   struct State {
     Waiting waiting;
     std::vector<Waiting::const_iterator> fresh;
+    std::vector<Waiting::const_iterator> lent;
     std::vector<CallSiteDefinition> fresh_call_sites;
     std::map<std::pair<std::string, int>, std::uint32_t, ByPlace> call_sites;
     std::map<std::pair<ProcessSetId, OpKind>, std::uint64_t> unnamed;

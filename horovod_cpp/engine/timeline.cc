@@ -126,6 +126,11 @@ void Timeline::call_ended(timeline::CallId call, const Status& status) {
   note(timeline::CallFinished{call, status.text()});
 }
 
+void Timeline::call_withdrawn(timeline::CallId call, const OperationKey& key) {
+  note(timeline::CallFinished{call, "withdrawn: not all ranks had begun it"});
+  note(timeline::Enqueued{key});
+}
+
 void Timeline::operation_ended(const OperationKey& key, const Status& status) {
   note(timeline::OperationEnded{key, status.text()});
 }

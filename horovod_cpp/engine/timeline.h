@@ -51,6 +51,8 @@ class Timeline {
   void activity_begun(timeline::CallId call, ActivityKind kind, std::string_view algorithm);
   void activity_ended(timeline::CallId call);
   void call_ended(timeline::CallId call, const Status& status);
+  /// The call of that operation ended with nothing done, and its negotiation begins.
+  void call_withdrawn(timeline::CallId call, const OperationKey& key);
   /// An operation that was no part of a call.
   void operation_ended(const OperationKey& key, const Status& status);
 

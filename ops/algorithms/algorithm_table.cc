@@ -8,6 +8,7 @@
 #include "ops/algorithms/alltoall_pairwise.h"
 #include "ops/algorithms/barrier_dissemination.h"
 #include "ops/algorithms/broadcast_binomial.h"
+#include "ops/algorithms/direct_allreduce.h"
 #include "ops/algorithms/recursive_doubling.h"
 #include "ops/algorithms/reducescatter_ring.h"
 #include "ops/algorithms/ring_allreduce.h"
@@ -18,7 +19,19 @@ namespace {
 bool fits_small(const AlgorithmFacts& facts) { return facts.tensor_bytes <= facts.small_limit_bytes; }
 bool fits_any(const AlgorithmFacts& /*facts*/) { return true; }
 
+// A standing call changes nothing before every rank has begun it. Of two ranks each knows that from the first message,
+// whatever the algorithm; more of them take a direct one, which sums in the order of the one that is taken otherwise.
+bool fits_direct(const AlgorithmFacts& facts) {
+  constexpr std::size_t most_bytes = std::size_t{8} << 10;  // to each other rank, where a second step would cost more
+  return facts.standing && facts.size > 2 && fits_small(facts) && facts.tensor_bytes <= most_bytes;
+}
+bool fits_direct_scatter(const AlgorithmFacts& facts) { return facts.standing && facts.size > 2 && fits_small(facts); }
+bool fits_direct_scatter_as_ring(const AlgorithmFacts& facts) { return facts.standing && !fits_small(facts); }
+
 constexpr std::array kAllreduce{
+    AllreduceAlgorithm{"direct", direct_allreduce, fits_direct, false},
+    AllreduceAlgorithm{"direct_scatter", direct_scatter_allreduce, fits_direct_scatter, true},
+    AllreduceAlgorithm{"direct_scatter_as_ring", direct_scatter_allreduce_as_ring, fits_direct_scatter_as_ring, true},
     AllreduceAlgorithm{"recursive_doubling", recursive_doubling_allreduce, fits_small, false},
     AllreduceAlgorithm{"ring", ring_allreduce, fits_any, true},
 };

@@ -35,7 +35,15 @@ Request some_request(const std::string& name) {
 }
 
 RequestsMessage some_requests() {
-  return {{{1, "train.py:1"}, {2, ""}}, {some_request("a"), some_request("")}, {1, 500, 0xffff'ffff}, 300};
+  RequestsMessage message;
+  message.call_sites = {{1, "train.py:1"}, {2, ""}};
+  message.requests = {some_request("a"), some_request("")};
+  message.cached = {1, 500, 0xffff'ffff};
+  message.forgotten = 300;
+  message.asked = {{1, 7}, {kMostStanding, 0}};
+  message.ended = {{kMostStanding, 0xffff'ffff}};
+  message.overdue = {{2, 300}, {3, 0}, {4, 1}};
+  return message;
 }
 
 ResponsesMessage some_responses() {
@@ -51,6 +59,7 @@ ResponsesMessage some_responses() {
   execute.root_rank = 4;
   execute.call = std::uint64_t{1} << 33;
   execute.new_process_set = 12;
+  execute.standing = 700;
   execute.entries = {{"a", {1, 2}, {3, 4, 5}, 6, {{DataType::kInt8, {7}, 2}}, 0x110}, {"b", {}, {}, 0, {}}};
   Response error;
   error.kind = Response::Kind::kError;
@@ -58,6 +67,8 @@ ResponsesMessage some_responses() {
   error.error = "a text";
   message.responses = {execute, error};
   message.as_cache_id = {false, false};
+  message.ended = {{700, 1 << 27}};
+  message.overdue = {{1, 2}, {3, 4}};
   return message;
 }
 
@@ -101,6 +112,9 @@ TEST(Messages, RequestsComeBackAsTheyWere) {
   EXPECT_EQ(request.call_site, wanted.call_site);
   EXPECT_EQ(back.value().cached, message.cached);
   EXPECT_EQ(back.value().forgotten, 300u);
+  EXPECT_EQ(back.value().asked, message.asked);
+  EXPECT_EQ(back.value().ended, message.ended);
+  EXPECT_EQ(back.value().overdue, message.overdue);
   ASSERT_EQ(back.value().call_sites.size(), 2u);
   EXPECT_EQ(back.value().call_sites[0].text, "train.py:1");
   EXPECT_EQ(encode(back.value()), encode(message));
@@ -114,6 +128,9 @@ TEST(Messages, ResponsesComeBackAsTheyWere) {
   const Response& response = back.value().responses[0];
   EXPECT_EQ(response.call, std::uint64_t{1} << 33);
   EXPECT_EQ(response.new_process_set, 12);
+  EXPECT_EQ(response.standing, 700);
+  EXPECT_EQ(back.value().ended, message.ended);
+  EXPECT_EQ(back.value().overdue, message.overdue);
   ASSERT_EQ(response.entries.size(), 2u);
   EXPECT_EQ(response.entries[0].first_dims, (std::vector<std::int64_t>{3, 4, 5}));
   EXPECT_EQ(response.entries[0].cache_id, 6u);

@@ -732,6 +732,80 @@ TEST(Scenario, RepeatedNamesGoOutAsCacheIds) {
   });
 }
 
+// ---- standing responses
+// ---------------------------------------------------------------------------------------------
+
+std::int64_t standing_calls(TestRank& hvd) { return hvd.runtime().statistics().executor.standing_calls.value(); }
+std::int64_t withdrawn_calls(TestRank& hvd) {
+  return hvd.runtime().statistics().executor.standing_calls_withdrawn.value();
+}
+
+TEST(Scenario, WhatIsRepeatedAloneNeedsNoMessagesInTheEnd) {
+  for (const int size : {2, 3, 4, 8}) {
+    run_ranks(size, [](TestRank& hvd) {
+      for (int i = 0; i < 100 && standing_calls(hvd) < 1; ++i) expect_works(hvd, "x");
+      ASSERT_EQ(standing_calls(hvd), 1) << "all ranks begin to do without at the same use";
+      const std::int64_t before = hvd.runtime().statistics().transport.control_messages_sent.value();
+      for (int i = 0; i < 50; ++i) expect_works(hvd, "x");
+      EXPECT_EQ(standing_calls(hvd), 51);
+      EXPECT_EQ(withdrawn_calls(hvd), 0);
+      EXPECT_EQ(hvd.runtime().statistics().transport.control_messages_sent.value(), before);
+    });
+  }
+}
+
+TEST(Scenario, AStandingResponseThatOneRankDiffersFromIsAMismatchOnAllAndTheJobGoesOn) {
+  run_ranks(3, [](TestRank& hvd) {
+    for (int i = 0; i < 100 && standing_calls(hvd) < 1; ++i) expect_works(hvd, "x");
+    ASSERT_EQ(standing_calls(hvd), 1);
+    std::vector<float> memory(hvd.rank() == 2 ? 5 : 7, 1.0f);
+    const Status status = hvd.allreduce("x", memory, memory);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(status.text().find("[5]: rank 2"), std::string::npos) << status.text();
+    if (hvd.rank() != 2) EXPECT_EQ(withdrawn_calls(hvd), 1);
+    EXPECT_EQ(memory[0], 1.0f) << "a call that is withdrawn leaves its tensor as it was";
+    for (int i = 0; i < 20; ++i) expect_works(hvd, "x");
+  });
+}
+
+TEST(Scenario, ARankThatIsLateOrHasMoreToDoEndsAStandingResponse) {
+  run_ranks(3, [](TestRank& hvd) {
+    for (int i = 0; i < 100 && standing_calls(hvd) < 1; ++i) expect_works(hvd, "x");
+    ASSERT_EQ(standing_calls(hvd), 1);
+    if (hvd.rank() == 1) std::this_thread::sleep_for(300ms);  // longer than others wait in silence
+    expect_works(hvd, "x");
+    EXPECT_EQ(withdrawn_calls(hvd), hvd.rank() == 1 ? 0 : 1);
+    std::vector<float> memory(7, 1.0f);
+    std::vector<float> other(7, 1.0f);
+    const Result<HandleRef> first = hvd.allreduce_async("x", memory, memory);
+    const Result<HandleRef> second = hvd.allreduce_async("y", other, other);
+    ASSERT_TRUE(hvd.wait(first).ok());
+    ASSERT_TRUE(hvd.wait(second).ok());
+    EXPECT_EQ(memory[6], 3.0f);
+    EXPECT_EQ(other[6], 3.0f);
+  });
+}
+
+TEST(Scenario, ANameInAStandingCallIsInFlight) {
+  run_ranks(2, [](TestRank& hvd) {
+    for (int i = 0; i < 100 && standing_calls(hvd) < 1; ++i) expect_works(hvd, "x");
+    std::vector<float> memory(7, 1.0f);
+    if (hvd.rank() == 0) {
+      const Result<HandleRef> first = hvd.allreduce_async("x", memory, memory);
+      EXPECT_FALSE(hvd.loop().wait(*first.value(), SteadyClock().now() + 20ms));
+      EXPECT_EQ(standing_calls(hvd), 2);
+      std::vector<float> again(7, 1.0f);
+      EXPECT_EQ(hvd.allreduce("x", again, again).code(), StatusCode::kInvalidArgument);
+      ASSERT_TRUE(hvd.barrier("now").ok());
+      ASSERT_TRUE(hvd.wait(first).ok());
+    } else {
+      ASSERT_TRUE(hvd.barrier("now").ok());
+      ASSERT_TRUE(hvd.allreduce("x", memory, memory).ok());
+    }
+    EXPECT_EQ(memory[6], 2.0f);
+  });
+}
+
 TEST(Scenario, ACacheThatForgetsAllTheTimeChangesNothing) {
   const std::uint64_t seed = seed_of_this_run();
   for (const std::size_t capacity : {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{5}}) {

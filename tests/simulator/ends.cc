@@ -111,6 +111,9 @@ bool Ends::allowed(int index, const Status& status) const {
   // A rank that knew of the death, or waits for a hung one no longer, leaves, and takes the calls that others still
   // have with it.
   if ((scenario_.death || scenario_.hang) && shutdown_expected_ && says(status, "has left the job")) return true;
+  // A member may hear of the end, and leave, before this rank does, which has begun a standing call meanwhile.
+  const bool may_stand = operation.op == OpKind::kAllreduce && scenario_.options.standing_after > 0;
+  if (shutdown_expected_ && may_stand && says(status, "has left the job")) return true;
   if (shutdown_expected_ && (says(status, "shut down") || says(status, "HOROVOD_STALL_SHUTDOWN"))) return true;
   if (fault_injected_ && says(status, "HOROVOD_FAULT")) return true;
   const bool of_removed_set = operation.op == OpKind::kProcessSetRemove ||

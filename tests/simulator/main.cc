@@ -88,6 +88,8 @@ void add(Counts& sum, const Counts& one) {
   sum.fused_calls += one.fused_calls;
   sum.cache_hits += one.cache_hits;
   sum.evictions += one.evictions;
+  sum.standing_calls += one.standing_calls;
+  sum.withdrawn_calls += one.withdrawn_calls;
   sum.errors += one.errors;
   sum.deaths += one.deaths;
   sum.shutdowns += one.shutdowns;
@@ -128,11 +130,13 @@ int run(const CommandLine& line) {
   std::printf(
       "%s\n",
       fmt::format("{} seeds ({}..{}) at {}..{} ranks in {:.1f} s: {} operations, {} calls, {} of them fused, {} "
-                  "cache hits, {} evictions, {} errors, {} deaths, {} shutdowns, {} faults, {} events, trace "
+                  "cache hits, {} evictions, {} standing calls, {} of them withdrawn, {} errors, {} deaths, {} "
+                  "shutdowns, {} faults, {} events, trace "
                   "{:016x}",
                   line.seeds.last - line.seeds.first + 1, line.seeds.first, line.seeds.last, line.ranks.first,
                   line.ranks.last, seconds(), sum.operations, sum.calls, sum.fused_calls, sum.cache_hits, sum.evictions,
-                  sum.errors, sum.deaths, sum.shutdowns, sum.faults, sum.events, hash)
+                  sum.standing_calls, sum.withdrawn_calls, sum.errors, sum.deaths, sum.shutdowns, sum.faults,
+                  sum.events, hash)
           .c_str());
   return 0;
 }

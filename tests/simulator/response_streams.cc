@@ -82,6 +82,9 @@ void ResponseStreams::take(int rank, Response& response) {
                                 response.process_set, name_of(response.op), response.entries.front().name,
                                 response.entries.size(), sequence[number].rank, rank));
   }
+  if (response.standing != 0) {
+    state.standing.insert({response.process_set, response.op, response.entries.front().name});
+  }
   for (const ResponseEntry& entry : response.entries) {
     ++state.told[{response.process_set, response.op, entry.name}];
   }
@@ -113,8 +116,13 @@ std::int64_t ResponseStreams::calls_in(ProcessSetId process_set) const {
 
 void ResponseStreams::on_done(int rank, const OperationKey& key) {
   if (rank == 0) return;  // the coordinator's own part never travels
-  int& told = ranks_[static_cast<std::size_t>(rank)].told[key];
-  if (told-- > 0) return;
+  Rank& state = ranks_[static_cast<std::size_t>(rank)];
+  int& told = state.told[key];
+  if (told > 0) {
+    --told;
+    return;
+  }
+  if (state.standing.contains(key)) return;  // it was told once for all
   checker_.report(invariant::kSameSequence,
                   fmt::format("{} '{}' of set {} ended well on rank {}, which was never told to carry it out",
                               name_of(key.op), key.name, key.process_set, rank));

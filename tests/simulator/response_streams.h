@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -38,6 +39,7 @@ class ResponseStreams {
     std::unordered_map<CacheId, ResponseEntry> known;
     std::map<ProcessSetId, std::uint64_t> calls;
     std::map<OperationKey, int> told;  // to carry out, and not ended yet
+    std::set<OperationKey> standing;   // to carry out whenever the rank asks for it
   };
 
   void take(int rank, Response& response);

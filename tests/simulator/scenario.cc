@@ -58,8 +58,9 @@ class Drawing {
     draw_pace();
     draw_sets();
     draw_tensors();
-    const int batches = random_.between(1, many_ranks() ? 3 : 6);
+    int batches = random_.between(1, many_ranks() ? 3 : 6);
     for (int batch = 0; batch < batches; ++batch) draw_batch(batch);
+    batches += draw_steady_batches(batches);
     remove_sets(batches);
     draw_joins(batches);
     draw_order();
@@ -269,6 +270,37 @@ class Drawing {
       add(plan, batch);
     }
     if (scenario_.sets.size() < 6 && random_.chance(20)) add_set(batch);
+  }
+
+  // One tensor again and again, alone, as the mean of a loss is: its response comes to stand. Now and then it has
+  // company, or another shape. From a generator of its own. The number of batches.
+  int draw_steady_batches(int begin) {
+    Random random(Random::mix(scenario_.seed) + 29);
+    scenario_.options.standing_after = random.pick({0, 1, 1, 2, 4});
+    scenario_.options.standing_limit_bytes = random.pick<std::size_t>({100, 1 << 20, 1 << 20});
+    if (many_ranks() || !random.chance(40)) return 0;
+    scenario_.waits_after_batch = true;
+    std::vector<OperationPlan> steady;
+    const int wanted = random.between(1, 2);
+    for (int i = 0; i < wanted; ++i) {
+      OperationPlan plan;
+      plan.slot = static_cast<int>(random.below(static_cast<std::uint64_t>(usable_slots_)));
+      plan.name = fmt::format("loss.{}", i);
+      plan.shape = {random.pick({1, 2, 7, 64, 300})};
+      plan.dtype = random.pick({DataType::kFloat32, DataType::kFloat64, DataType::kInt32});
+      plan.inexact = plan.dtype == DataType::kFloat32 && random.chance(50);
+      plan.in_place = random.chance(70);
+      steady.push_back(std::move(plan));
+    }
+    const int batches = random.between(3, 20);
+    for (int batch = begin; batch < begin + batches; ++batch) {
+      OperationPlan& plan = steady[random.below(steady.size())];
+      if (random.chance(4)) plan.shape = {random.pick({1, 5, 120})};
+      add(plan, batch);
+      if (random.chance(12) && &plan != &steady.back()) add(steady.back(), batch);
+      if (random.chance(8) && !tensors_.empty()) add(random.pick(tensors_), batch);
+    }
+    return batches;
   }
 
   // Another tensor under the same name.

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "ops/collective_context.h"
+
 namespace hvd::simulator {
 namespace {
 
@@ -105,12 +107,18 @@ std::string SimulatedNetwork::unpaired() const {
       return fmt::format("rank {}: {} rank {} ({}) met no counterpart", transport->rank_, what, flow.first,
                          text_of(flow.second));
     };
+    // A standing call that is withdrawn, or is not begun, gives up what a peer may never have sent.
+    const auto is_of_standing_call = [](const SimulatedTransport::FlowKey& flow) {
+      return flow.second.channel >= kFirstStandingChannel;
+    };
     if (!transport->outflows_.empty()) return left_over("a send to", transport->outflows_.begin()->first);
-    if (!transport->inflows_.empty()) {
-      const auto& [flow, inflow] = *transport->inflows_.begin();
+    for (const auto& [flow, inflow] : transport->inflows_) {
+      if (inflow.given_up && !inflow.begun && is_of_standing_call(flow)) continue;
       return left_over(inflow.receive ? "a receive from" : "what arrived from", flow);
     }
-    if (!transport->credits_.empty()) return left_over("a receive of", *transport->credits_.begin());
+    for (const SimulatedTransport::FlowKey& flow : transport->credits_) {
+      if (!is_of_standing_call(flow)) return left_over("a receive of", flow);
+    }
   }
   return {};
 }

@@ -57,6 +57,8 @@ TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
     sum.fused_calls += report.counts.fused_calls;
     sum.cache_hits += report.counts.cache_hits;
     sum.evictions += report.counts.evictions;
+    sum.standing_calls += report.counts.standing_calls;
+    sum.withdrawn_calls += report.counts.withdrawn_calls;
     sum.errors += report.counts.errors;
     sum.bytes_reordered += report.counts.bytes_reordered;
     sum.deaths += report.counts.deaths;
@@ -70,6 +72,8 @@ TEST_F(Simulator, AThousandSeedsMeetEverythingThatIsDrawn) {
   EXPECT_GT(sum.fused_calls, 300);
   EXPECT_GT(sum.cache_hits, 3000);
   EXPECT_GT(sum.evictions, 3000);
+  EXPECT_GT(sum.standing_calls, 1000);
+  EXPECT_GT(sum.withdrawn_calls, 100);
   EXPECT_GT(sum.errors, 3000);
   EXPECT_GT(sum.bytes_reordered, 30000);
   EXPECT_GT(sum.deaths, 50);

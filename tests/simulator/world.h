@@ -23,6 +23,8 @@ struct Counts {
   std::int64_t fused_calls = 0;
   std::int64_t cache_hits = 0;
   std::int64_t evictions = 0;
+  std::int64_t standing_calls = 0;   ///< begun without asking
+  std::int64_t withdrawn_calls = 0;  ///< of these, not begun by all ranks
   std::int64_t bytes_reordered = 0;  ///< of tensors that ranks laid out differently in memory
   std::int64_t errors = 0;
   std::int64_t deaths = 0;

@@ -275,6 +275,8 @@ typedef struct hvd_statistics {
   int64_t background_cpu_nanoseconds; /* processor time of the background thread */
   int64_t background_wakeups;
   int64_t bytes_reordered; /* of tensors that were copied into C order, as ranks lay them out differently in memory */
+  int64_t standing_calls;  /* of collective_calls: begun without negotiation */
+  int64_t standing_calls_withdrawn; /* of these: negotiated after all, as not all ranks began them */
 } hvd_statistics;
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);
