@@ -138,6 +138,9 @@ HVD_API int hvd_mpi_text(const char** text);
 HVD_API int hvd_cuda_built(void);
 /* Number of CUDA devices that this process sees, 1 or more. */
 HVD_API int hvd_cuda_devices(int32_t* count);
+/* The number of the CUDA device whose memory lies at `data`, managed memory included: for arrays that do not say where
+ * they lie. HVD_INVALID_ARGUMENT for other memory. */
+HVD_API int hvd_cuda_device_of(const void* data, int32_t* device);
 /* The versions of the module and of the driver: "CUDA 13.0, driver 13.0". */
 HVD_API int hvd_cuda_text(const char** text);
 
