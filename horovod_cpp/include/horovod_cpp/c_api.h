@@ -278,6 +278,8 @@ typedef struct hvd_statistics {
   int64_t background_cpu_nanoseconds; /* processor time of the background thread */
   int64_t background_wakeups;
   int64_t bytes_reordered; /* of tensors that were copied into C order, as ranks lay them out differently in memory */
+  int64_t nccl_registered_bytes;     /* of device memory that is registered with NCCL now, for fused calls */
+  int64_t nccl_registrations_failed; /* process sets whose fused calls go without, as this rank could not register */
 } hvd_statistics;
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);
