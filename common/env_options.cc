@@ -163,6 +163,10 @@ constexpr std::array kRows{
           return Status();
         },
         [](const Options& o) { return o.gpu_operations; }},
+    Row{{"HOROVOD_NCCL_REGISTERED_BYTES",
+         "GPU memory of each process set that is registered with NCCL, for fused calls; 0: none", true},
+        [](Options& o, std::string_view t) { return store(o.nccl_registered_bytes, parse_bytes(t)); },
+        show_bytes<&Options::nccl_registered_bytes>},
     Row{{"HOROVOD_TIMELINE", "file that rank 0 records a timeline in; with {rank} in it, one for each rank", false},
         [](Options& o, std::string_view t) {
           o.timeline = t;

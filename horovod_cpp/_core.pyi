@@ -79,8 +79,11 @@ class Handle:
     def stream_wait(self, stream: int, /) -> None:
         """After `wait`: let a CUDA stream wait for the results. Does not block; nothing for host memory."""
 
+    def output_place(self, index: int, /) -> tuple[int, list[int], int, int]:
+        """Of an output that the library made: address, shape, dtype, and device or -1; valid as long as this object."""
+
     def to_dlpack(self, index: int, /) -> object:
-        """An output that the library made, once it is done; each once."""
+        """An output that the library made, once it is done. All capsules of one share its memory."""
 
     def received_splits(self) -> list[int]:
         """Of an alltoall that is done: rows from each rank of the set."""
@@ -106,6 +109,9 @@ def mpi_text() -> str:
 def cuda_built() -> bool: ...
 def cuda_devices() -> int:
     """Number of CUDA devices that this process sees; an Error with the reason where there is none."""
+
+def cuda_device_of(data: int) -> int:
+    """The number of the CUDA device whose memory lies at an address; an Error for other memory."""
 
 def cuda_text() -> str:
     """The versions of the CUDA module and of the driver."""

@@ -261,7 +261,9 @@ void bind_operations(py::module_& module) {
       .def("wait", &Handle::wait, "Block until done; raise on error. Ctrl-C ends the wait, not the operation.")
       .def("poll", &Handle::poll, "True when done, be it well or with an error.")
       .def("stream_wait", &Handle::stream_wait, "Let a CUDA stream wait for the results. Does not block.")
-      .def("to_dlpack", &Handle::to_dlpack, "An output that the library made, once it is done; each once.")
+      .def("output_place", &Handle::output_place,
+           "Address, shape, dtype, and device or -1 of an output that the library made, once it is done.")
+      .def("to_dlpack", &Handle::to_dlpack, "An output that the library made, once it is done.")
       .def("received_splits", &Handle::received_splits, "Of an alltoall that is done: rows from each rank of the set.")
       .def("last_joined_rank", &Handle::last_joined_rank, "Of a join that is done.");
   module.def("wait_all", wait_all, "Block until all handles are done, be it well or with an error.");

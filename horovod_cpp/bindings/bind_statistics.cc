@@ -17,6 +17,8 @@ py::dict statistics() {
   counters["operations_failed"] = value.operations_failed;
   counters["bytes_reduced"] = value.bytes_reduced;
   counters["bytes_reordered"] = value.bytes_reordered;
+  counters["nccl_registered_bytes"] = value.nccl_registered_bytes;
+  counters["nccl_registrations_failed"] = value.nccl_registrations_failed;
   counters["collective_calls"] = value.collective_calls;
   counters["standing_calls"] = value.standing_calls;
   counters["standing_calls_withdrawn"] = value.standing_calls_withdrawn;

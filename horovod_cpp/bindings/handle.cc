@@ -74,6 +74,14 @@ hvd_output Handle::output(int index) const {
   return output;
 }
 
+std::tuple<std::uintptr_t, std::vector<std::int64_t>, int, int> Handle::output_place(int index) const {
+  const hvd_output made = output(index);
+  return {reinterpret_cast<std::uintptr_t>(made.data),
+          {made.shape, made.shape + made.dimensions},
+          dtypes_.at(static_cast<std::size_t>(index)),
+          made.memory_kind == HVD_CUDA ? made.device : -1};
+}
+
 py::capsule Handle::to_dlpack(int index) const {
   return dlpack_capsule(handle_, output(index), dtypes_.at(static_cast<std::size_t>(index)));
 }

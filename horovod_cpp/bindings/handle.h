@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "horovod_cpp/bindings/bind.h"
@@ -23,7 +24,10 @@ class Handle {
   bool poll() const;
   /// After wait(): lets a CUDA stream wait for the results. Does not block.
   void stream_wait(std::uintptr_t stream);
-  /// An output that the engine made, as a DLPack capsule; each once, after wait(). Its memory outlives the handle.
+  /// Of an output that the engine made, after wait(): its address, shape, hvd_dtype, and its device or -1 for host
+  /// memory. Valid as long as this object.
+  std::tuple<std::uintptr_t, std::vector<std::int64_t>, int, int> output_place(int index) const;
+  /// The same as a DLPack capsule; its memory outlives the handle. All capsules of an output share its memory.
   pybind11::capsule to_dlpack(int index) const;
   /// After wait(), of an alltoall: rows from each rank of the set.
   std::vector<std::int64_t> received_splits() const;

@@ -99,6 +99,21 @@ def require_id(process_set: ProcessSet) -> int:
     return process_set_id
 
 
+def refusal(error: _core.Error, process_set_id: int) -> Exception:
+    """The exception for an operation on a set that was refused at once: `ValueError` for the caller's mistake."""
+    if error.code == _core.PRECONDITION and _outside(process_set_id):
+        return ValueError(str(error))
+    return exceptions.operation_error(error)
+
+
+def _outside(process_set_id: int) -> bool:
+    """Whether the reason of a refusal is that this rank is not in the set."""
+    try:
+        return not process_set_included(process_set_id)
+    except (ValueError, exceptions.HorovodInternalError):
+        return False
+
+
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have.
 

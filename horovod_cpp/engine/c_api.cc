@@ -354,6 +354,8 @@ int hvd_get_statistics(hvd_statistics* statistics) {
     filled.operations_done = known.executor.operations_done.value();
     filled.operations_failed = known.executor.operations_failed.value();
     filled.bytes_reduced = known.executor.bytes_reduced.value();
+    filled.nccl_registered_bytes = known.nccl.registered_bytes.value();
+    filled.nccl_registrations_failed = known.nccl.registrations_failed.value();
     filled.bytes_reordered = known.executor.bytes_reordered.value();
     filled.collective_calls = known.executor.collective_calls.value();
     filled.standing_calls = known.executor.standing_calls.value();

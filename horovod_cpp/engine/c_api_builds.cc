@@ -75,6 +75,17 @@ int hvd_cuda_devices(int32_t* count) {
   });
 }
 
+int hvd_cuda_device_of(const void* data, int32_t* device) {
+  return guarded([&]() -> Status {
+    Result<hvd::DeviceRuntime*> runtime = hvd::load_device_runtime();
+    if (!runtime) return runtime.status();
+    Result<int> found = runtime.value()->device_of(data);
+    if (!found) return found.status();
+    *device = *found;
+    return {};
+  });
+}
+
 int hvd_cuda_text(const char** text) {
   return guarded([&] {
     static const Result<std::string> known = describe_cuda();

@@ -10,7 +10,9 @@ namespace hvd {
 
 Devices::Parts::Parts(Loop& loop, DeviceRuntime& runtime, Result<const nccl::Api*> api, const Options& options,
                       NcclBackend::FailedLate failed_late)
-    : engine(loop, runtime), nccl(loop, engine, std::move(api), options.start_timeout, std::move(failed_late)) {}
+    : engine(loop, runtime),
+      nccl(loop, engine, std::move(api), {options.start_timeout, options.nccl_registered_bytes},
+           std::move(failed_late)) {}
 
 Devices::Devices(Loop& loop, DeviceSource* source, const Options& options, NcclBackend::FailedLate failed_late)
     : loop_(loop), source_(source), options_(options), failed_late_(std::move(failed_late)) {}
@@ -121,6 +123,11 @@ std::vector<std::pair<ProcessSetId, Status>> Devices::failed_sets() const {
 
 void Devices::forget_set(ProcessSetId process_set) {
   if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.forget_set(process_set);
+}
+
+NcclBackend::Statistics Devices::statistics() const {
+  const Parts* made = parts_.load(std::memory_order_acquire);
+  return made == nullptr ? NcclBackend::Statistics() : made->nccl.statistics();
 }
 
 bool Devices::pending() const {

@@ -1,6 +1,6 @@
 // The accelerators of one engine: made when the first tensor in device memory comes, and asked for a backend by each
 // call on such tensors.
-// `receive` and `wait_for` from any thread; everything else runs under the Turn.
+// `receive`, `wait_for` and `statistics` from any thread; everything else runs under the Turn.
 #pragma once
 
 #include <atomic>
@@ -29,6 +29,7 @@ class Devices {
   Status receive(TensorEntry& entry);
   /// What `stream` is given from now on begins after `mark`.
   Status wait_for(const DeviceMarkRef& mark, DeviceStream stream);
+  NcclBackend::Statistics statistics() const;
 
   /// For the tensors of `entries`, which lie in device memory as the response says.
   Result<std::unique_ptr<Backend>> begin_call(const Response& response, const std::vector<TensorEntry>& entries,

@@ -128,7 +128,7 @@ std::vector<ProcessSetId> Runtime::process_set_ids() const {
 }
 
 RuntimeStatistics Runtime::statistics() const {
-  return {executor_.statistics(), fabric_->statistics(), controller_.cache_hits()};
+  return {executor_.statistics(), fabric_->statistics(), controller_.cache_hits(), devices_.statistics()};
 }
 
 void Runtime::publish_sets() {

@@ -22,6 +22,7 @@ struct RuntimeStatistics {
   ExecutorStatistics executor;
   TransportStatistics transport;
   Counter cache_hits;
+  NcclBackend::Statistics nccl;
 };
 
 class Runtime final : private TransportEvents {

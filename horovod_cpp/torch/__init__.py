@@ -26,6 +26,7 @@ from horovod_cpp.common.basics import (
     stop_timeline,
 )
 from horovod_cpp.common.exceptions import HorovodInternalError
+from horovod_cpp.common.handles import poll, synchronize
 from horovod_cpp.common.process_sets import (
     ProcessSet,
     add_process_set,
@@ -52,8 +53,6 @@ from horovod_cpp.torch.collectives import (
     broadcast_,
     broadcast_async,
     broadcast_async_,
-    poll,
-    synchronize,
 )
 from horovod_cpp.torch.compression import Compression
 from horovod_cpp.torch.exchange import (

@@ -11,7 +11,6 @@ tensors that are not contiguous are copied, and in-place results are copied back
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from typing import Any
 
@@ -20,10 +19,10 @@ import torch
 from horovod_cpp import _core
 from horovod_cpp.common import basics
 from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.pending import Waitable
 
 Average = _core.AVERAGE
 Sum = _core.SUM
@@ -31,17 +30,6 @@ Adasum = _core.ADASUM
 Min = _core.MIN
 Max = _core.MAX
 Product = _core.PRODUCT
-
-_handles: dict[int, Waitable] = {}
-basics.when_a_job_starts(_handles.clear)  # what is left of a former job failed with it, and holds its tensors
-_next_handle = itertools.count()
-
-
-def register(pending: Waitable) -> int:
-    """A handle for `poll` and `synchronize`."""
-    handle = next(_next_handle)
-    _handles[handle] = pending
-    return handle
 
 
 def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
@@ -316,29 +304,3 @@ def broadcast_async_(
 def barrier(process_set: ProcessSet = global_process_set) -> None:
     """Block until all ranks of the process set have called. Operations in flight need not be done then."""
     operations.barrier(process_set, call_site())
-
-
-def poll(handle: int) -> bool:
-    """Whether the operation is done, so that `synchronize` would not block. ValueError for an unknown handle."""
-    pending = _handles.get(handle)
-    if pending is None:
-        raise ValueError(f"Handle {handle} was not created or has been cleared.")
-    return pending.done()
-
-
-def synchronize(handle: int) -> Any:
-    """Block until the operation is done and give the handle back.
-
-    Returns: the output; for an in-place operation the tensor itself, for a grouped one a list of tensors, for an
-        alltoall with splits the output and the received splits. None for a handle that is not known, was synchronised
-        already, or is of a job before the last `init`.
-    Raises: HorovodInternalError if the operation failed. Ctrl-C ends the wait only: the handle stays good.
-    """
-    pending = _handles.pop(handle, None)
-    if pending is None:
-        return None
-    try:
-        return pending.wait()
-    except KeyboardInterrupt:
-        _handles[handle] = pending
-        raise

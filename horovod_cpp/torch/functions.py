@@ -9,8 +9,9 @@ import torch
 
 from horovod_cpp.common import basics
 from horovod_cpp.common.exceptions import HorovodInternalError
+from horovod_cpp.common.handles import synchronize
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch.collectives import broadcast_async_, synchronize
+from horovod_cpp.torch.collectives import broadcast_async_
 from horovod_cpp.torch.objects import broadcast_object
 
 

@@ -13,6 +13,7 @@ import torch
 
 from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import (
@@ -21,7 +22,6 @@ from horovod_cpp.torch.collectives import (
     allgather,
     apply_function,
     needs_gradient,
-    register,
     resolve_reduce_op,
 )
 from horovod_cpp.torch.compression import Compression, Compressor

@@ -18,7 +18,7 @@ from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite
-from horovod_cpp.common.process_sets import ProcessSet, process_set_included, require_id
+from horovod_cpp.common.process_sets import ProcessSet, refusal, require_id
 from horovod_cpp.torch.pending import (
     AnyPending,
     GroupPlace,
@@ -91,7 +91,7 @@ def _start_plain(
             op, tensor, target, name, process_set_id, reduce_op, root_rank, prescale, postscale, site, caller_waits
         )
     except _core.Error as error:
-        raise _refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id) from None
     return None if handle is None else Pending(handle, ON_HOST, target, None)
 
 
@@ -409,13 +409,7 @@ def _enqueue(
             strides,
         )
     except _core.Error as error:
-        raise _refusal(error, process_set_id) from None
-
-
-def _refusal(error: _core.Error, process_set_id: int) -> Exception:
-    if error.code == _core.PRECONDITION and _outside(process_set_id):
-        return ValueError(str(error))
-    return exceptions.operation_error(error)
+        raise refusal(error, process_set_id) from None
 
 
 @contextlib.contextmanager
@@ -423,12 +417,4 @@ def _as_refusal(process_set_id: int) -> Iterator[None]:
     try:
         yield
     except _core.Error as error:
-        raise _refusal(error, process_set_id) from None
-
-
-def _outside(process_set_id: int) -> bool:
-    """Whether the reason of a refusal is that this rank is not in the set."""
-    try:
-        return not process_set_included(process_set_id)
-    except (ValueError, exceptions.HorovodInternalError):
-        return False
+        raise refusal(error, process_set_id) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -22,16 +22,6 @@ class HasParts(Protocol):
 
     def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
-
-
-class Waitable(HasParts, Protocol):
-    """Something in flight that has a result in the end."""
-
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-
-    def wait(self) -> Any:
-        """Block until it is done and return its result."""
 
 
 class Operation:

@@ -59,6 +59,18 @@ Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease_fresh(int device, std::
   return hand_out(shelves_, std::move(block));
 }
 
+std::shared_ptr<DeviceBlock> DeviceMemory::adopt(int device, void* memory, std::size_t bytes,
+                                                 std::function<void(void*)> free) {
+  auto block = std::make_unique<DeviceBlock>();
+  block->memory = static_cast<std::byte*>(memory);
+  block->bytes = bytes;
+  block->device = device;
+  return {block.release(), [shelves = shelves_, free = std::move(free)](DeviceBlock* done) {
+            if (!shelves->idle.with([](const Idle& idle) { return idle.left; })) free(done->memory);
+            delete done;
+          }};
+}
+
 Result<std::shared_ptr<std::byte>> DeviceMemory::lease_pinned(std::size_t bytes) {
   const std::size_t size = size_class(bytes);
   std::byte* place = shelves_->idle.with([&](Idle& idle) -> std::byte* {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -44,6 +45,9 @@ class DeviceMemory {
   Result<std::shared_ptr<DeviceBlock>> lease(int device, std::size_t bytes, DeviceStream stream);
   /// Memory that was never used: what becomes part of a graph must not depend on what came before.
   Result<std::shared_ptr<DeviceBlock>> lease_fresh(int device, std::size_t bytes);
+  /// Memory that somebody else has made, as a block: `free` lets it go with the last reference, on any thread, unless a
+  /// device may be at work on it for ever.
+  std::shared_ptr<DeviceBlock> adopt(int device, void* memory, std::size_t bytes, std::function<void(void*)> free);
   /// Host memory that a device copies from and to; not in the order of a stream: it is idle when it is released.
   Result<std::shared_ptr<std::byte>> lease_pinned(std::size_t bytes);
 

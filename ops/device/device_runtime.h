@@ -72,6 +72,8 @@ class DeviceRuntime {
   /// Host memory that the device copies from and to without a stop.
   virtual Result<void*> allocate_pinned(std::size_t bytes) = 0;
   virtual void free_pinned(void* memory) = 0;
+  /// The device whose memory lies at that address, managed memory included. kInvalidArgument for other memory.
+  virtual Result<int> device_of(const void* memory) = 0;
 
   /// In the order of the stream, between device memory and pinned memory or within device memory.
   virtual Status copy(int device, void* to, const void* from, std::size_t bytes, DeviceStream stream) = 0;
@@ -87,7 +89,7 @@ struct DeviceModule {
   DeviceRuntime* (*open)(std::string* why_not) = nullptr;
 };
 using DeviceModuleFunction = const DeviceModule*();
-inline constexpr std::uint32_t kDeviceModuleVersion = 1;
+inline constexpr std::uint32_t kDeviceModuleVersion = 2;
 inline constexpr const char* kDeviceModuleSymbol = "hvd_device_module";
 
 }  // namespace hvd

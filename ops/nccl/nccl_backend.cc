@@ -21,13 +21,9 @@ constexpr Duration kLongestNap = std::chrono::milliseconds(1);
 
 }  // namespace
 
-NcclBackend::NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::Api*> api, Duration start_timeout,
+NcclBackend::NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::Api*> api, const Settings& settings,
                          FailedLate failed_late)
-    : loop_(loop),
-      devices_(devices),
-      api_(std::move(api)),
-      start_timeout_(start_timeout),
-      failed_late_(std::move(failed_late)) {
+    : loop_(loop), devices_(devices), api_(std::move(api)), settings_(settings), failed_late_(std::move(failed_late)) {
   if (api_) reaper_ = std::make_unique<NcclReaper>(this->api(), devices_.runtime());
   devices_.set_watch([this] { watch(); });
 }
@@ -58,7 +54,10 @@ const NcclBackend::CommunicatorRef& NcclBackend::of_set(std::uint16_t process_se
 
 void NcclBackend::abort(Communicator& communicator) {
   communicator.pending.clear();
-  if (communicator.comm != nullptr) reaper_->abort(std::exchange(communicator.comm, nullptr), communicator.device);
+  if (communicator.comm == nullptr) return;
+  let_go_of_registered(communicator);
+  reaper_->abort(std::exchange(communicator.comm, nullptr), communicator.device,
+                 std::exchange(communicator.registered, {}));
 }
 
 void NcclBackend::fail(Communicator& communicator, const Status& reason) {
@@ -102,7 +101,9 @@ void NcclBackend::end_retired() {
     while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
     if (!pending.empty() || communicator.use_count() > 1) return false;
     if (communicator->comm != nullptr) {
-      reaper_->finish(std::exchange(communicator->comm, nullptr), communicator->device);
+      let_go_of_registered(*communicator);
+      reaper_->finish(std::exchange(communicator->comm, nullptr), communicator->device,
+                      std::exchange(communicator->registered, {}));
     }
     return true;
   });
@@ -148,7 +149,7 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   }
   nccl::UniqueId id{};
   HVD_CO_RETURN_IF_ERROR(co_await agree_on_id(context, id));
-  const TimePoint deadline = loop_.now() + start_timeout_;
+  const TimePoint deadline = loop_.now() + settings_.start_timeout;
   nccl::Comm made = nullptr;
   Status status;
   {
@@ -169,9 +170,9 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
     if (!status.ok() || state != nccl::kInProgress) break;
     if (!context.cancelled().ok()) status = context.cancelled();
     if (loop_.now() > deadline) {
-      status = Status::internal(
-          fmt::format("NCCL did not make a communicator of {} ranks within {} s (HOROVOD_START_TIMEOUT)",
-                      context.size(), std::chrono::duration_cast<std::chrono::seconds>(start_timeout_).count()));
+      status = Status::internal(fmt::format(
+          "NCCL did not make a communicator of {} ranks within {} s (HOROVOD_START_TIMEOUT)", context.size(),
+          std::chrono::duration_cast<std::chrono::seconds>(settings_.start_timeout).count()));
     }
     if (!status.ok()) break;
     co_await Sleep(loop_, nap, settings.priority);
@@ -181,11 +182,11 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   // call.
   if (status.ok()) status = co_await host_barrier(context);
   if (!status.ok()) {
-    if (made != nullptr) reaper_->abort(made, settings.device);
+    if (made != nullptr) reaper_->abort(made, settings.device, {});
     co_return status;
   }
   if (!communicator.failed.ok()) {  // a member was lost meanwhile
-    reaper_->abort(made, settings.device);
+    reaper_->abort(made, settings.device, {});
     co_return communicator.failed;
   }
   communicator.comm = made;
@@ -193,10 +194,78 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   co_return Status();
 }
 
+// ---- registered memory ----------------------------------------------------------------------------------------------
+
+Result<NcclRegistered> NcclBackend::make_registered(const Communicator& communicator) {
+  if (api().mem_alloc == nullptr || api().mem_free == nullptr || api().comm_register == nullptr ||
+      api().comm_deregister == nullptr) {
+    return Status::unavailable("this NCCL cannot register memory");
+  }
+  const int device = communicator.device;
+  const CurrentDevice current(devices_.runtime(), device);
+  HVD_RETURN_IF_ERROR(current.status());
+  void* memory = nullptr;
+  HVD_RETURN_IF_ERROR(checked(api().mem_alloc(&memory, settings_.registered_bytes), communicator.comm,
+                              "allocating memory that can be registered"));
+  NcclRegistered made;
+  made.block = devices_.memory().adopt(device, memory, settings_.registered_bytes,
+                                       [&nccl = api(), &runtime = devices_.runtime(), device](void* done) {
+                                         const CurrentDevice there(runtime, device);
+                                         nccl.mem_free(done);
+                                       });
+  HVD_RETURN_IF_ERROR(
+      checked(api().comm_register(communicator.comm, memory, settings_.registered_bytes, &made.registration),
+              communicator.comm, "registering memory"));
+  return made;
+}
+
+void NcclBackend::let_go_of_registered(Communicator& communicator) {
+  if (communicator.registered.block) {
+    statistics_.registered_bytes.add(-static_cast<std::int64_t>(settings_.registered_bytes));
+  }
+  communicator.registered_use.reset();
+}
+
+// Where one rank of a call uses registered memory all have to, at one offset, or NCCL's result is undefined. So the set
+// has one block on all ranks or on none, and they tell each other before any of them uses it.
+Task<Status> NcclBackend::share_registered(CollectiveContext& context, Communicator& communicator,
+                                           const DeviceCallSettings& settings) {
+  if (std::exchange(communicator.registered_tried, true)) co_return Status();
+  const Result<NcclRegistered> made = make_registered(communicator);
+  std::vector<std::int64_t> told;
+  std::vector<std::int64_t> own(static_cast<std::size_t>(context.size()), made.ok() ? 1 : 0);
+  const Status exchanged = co_await host_exchange_counts(context, std::move(own), told);
+  // The communicator may have ended meanwhile, and its registrations with it.
+  const bool alive = communicator.comm != nullptr;
+  const bool everywhere = std::find(told.begin(), told.end(), 0) == told.end();
+  if (alive && exchanged.ok() && made.ok() && everywhere) {
+    communicator.registered = made.value();
+    statistics_.registered_bytes.add(static_cast<std::int64_t>(settings_.registered_bytes));
+    co_return Status();
+  }
+  if (alive && made.ok()) {
+    const CurrentDevice current(devices_.runtime(), communicator.device);
+    api().comm_deregister(communicator.comm, made.value().registration);
+  }
+  if (!alive && made.ok()) reaper_->release_after(made.value().block);  // behind the abort
+  if (!exchanged.ok()) co_return exchanged;
+  if (!alive) co_return communicator.failed;
+  if (!made.ok()) statistics_.registrations_failed.add(1);
+  if (!std::exchange(registration_reported_, true)) {
+    const auto first = std::find(told.begin(), told.end(), 0) - told.begin();
+    const std::string whose = made.ok() ? fmt::format("rank {} of the set has none", first) : made.status().text();
+    log::warning("process set {}: fused calls on devices go without memory that is registered with NCCL: {}",
+                 settings.process_set, whose);
+  }
+  co_return Status();
+}
+
+// ---- what is in line ------------------------------------------------------------------------------------------------
+
 // NCCL may go on connecting in threads of its own; only then does its work lie on the stream.
 Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& communicator,
                                  const DeviceCallSettings& settings, std::string_view what) {
-  const TimePoint deadline = loop_.now() + start_timeout_;
+  const TimePoint deadline = loop_.now() + settings_.start_timeout;
   Duration nap = kShortestNap;
   for (;;) {
     if (!communicator.failed.ok()) co_return communicator.failed;
@@ -206,9 +275,9 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& commu
     if (status.ok() && state != nccl::kInProgress) co_return Status();
     if (status.ok()) status = context.cancelled();
     if (status.ok() && loop_.now() > deadline) {
-      status =
-          Status::internal(fmt::format("NCCL: {}: it was still connecting after {} s (HOROVOD_START_TIMEOUT)", what,
-                                       std::chrono::duration_cast<std::chrono::seconds>(start_timeout_).count()));
+      status = Status::internal(
+          fmt::format("NCCL: {}: it was still connecting after {} s (HOROVOD_START_TIMEOUT)", what,
+                      std::chrono::duration_cast<std::chrono::seconds>(settings_.start_timeout).count()));
     }
     if (!status.ok()) {
       fail(communicator, status);

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/counter.h"
 #include "ops/backend.h"
 #include "ops/device/device_engine.h"
 #include "ops/device_call_settings.h"
@@ -25,8 +26,17 @@ class NcclBackend {
   /// Tells that a call failed which had ended well for this rank's engine; the other ranks do not know of it.
   using FailedLate = std::function<void(std::uint16_t process_set, std::uint64_t call, const Status& reason)>;
 
+  struct Settings {
+    Duration start_timeout{};
+    std::size_t registered_bytes = 0;  ///< equal on all ranks: of registered memory for each set; 0: none
+  };
+  struct Statistics {
+    Counter registered_bytes;  ///< at this moment
+    Counter registrations_failed;
+  };
+
   /// `api`: or why there is none; calls of one rank do not need it.
-  NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::Api*> api, Duration start_timeout,
+  NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::Api*> api, const Settings& settings,
               FailedLate failed_late);
   NcclBackend(const NcclBackend&) = delete;
   NcclBackend& operator=(const NcclBackend&) = delete;
@@ -45,6 +55,8 @@ class NcclBackend {
   void forget_set(std::uint16_t process_set);
   /// The device of this rank that a set communicates from; -1 where there is none yet.
   int device_of(std::uint16_t process_set) const;
+  /// Any thread.
+  const Statistics& statistics() const { return statistics_; }
 
  private:
   friend class NcclCall;
@@ -54,6 +66,10 @@ class NcclBackend {
     int device = -1;
     Status failed;
     std::deque<std::pair<std::uint64_t, std::weak_ptr<void>>> pending;  // calls in line, with what is kept for them
+    NcclRegistered
+        registered;  // what fused calls go through; none before the first of them, and where there can be none
+    bool registered_tried = false;
+    DeviceMarkRef registered_use;      // the last one
     std::deque<std::uint64_t> recent;  // calls that ended well for the engine: another rank may say that they failed
   };
   using CommunicatorRef = std::shared_ptr<Communicator>;
@@ -67,6 +83,11 @@ class NcclBackend {
   /// Until NCCL has put everything in line that it was given.
   Task<Status> settle(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings,
                       std::string_view what);
+  /// Makes the set's registered memory, once; none where a rank cannot have any.
+  Task<Status> share_registered(CollectiveContext& context, Communicator& communicator,
+                                const DeviceCallSettings& settings);
+  Result<NcclRegistered> make_registered(const Communicator& communicator);
+  void let_go_of_registered(Communicator& communicator);
   Status checked(nccl::Result result, nccl::Comm comm, std::string_view what) const;
   void watch();
   const nccl::Api& api() const { return *api_.value(); }
@@ -74,8 +95,10 @@ class NcclBackend {
   Loop& loop_;
   DeviceEngine& devices_;
   Result<const nccl::Api*> api_;
-  Duration start_timeout_;
+  Settings settings_;
   FailedLate failed_late_;
+  Statistics statistics_;
+  bool registration_reported_ = false;  // one line in the log is enough
   std::unique_ptr<NcclReaper> reaper_;
   std::map<std::uint16_t, CommunicatorRef> communicators_;
   std::vector<CommunicatorRef> retired_;  // of sets that are no more

@@ -97,6 +97,31 @@ Result<std::byte*> NcclCall::scratch(std::size_t bytes) {
   return place;
 }
 
+// One call after the other has it, on whichever streams they are: which ranks have a free one may not decide whether a
+// call uses it.
+Result<std::byte*> NcclCall::enter_registered() {
+  const DeviceMarkRef last = communicator_->registered_use;
+  if (last && last->stream != stream_) {
+    Result<DeviceMarkRef> recorded = backend_.devices_.events().recorded(last);
+    if (!recorded) return recorded.status();
+    HVD_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, recorded.value()->event));
+  }
+  scratch_.push_back(communicator_->registered.block);
+  return scratch_.back()->memory;
+}
+
+// The engine's own stream is there for the next one to be marked; a caller's may not be.
+Status NcclCall::leave_registered() {
+  if (!settings_.on_producer) {
+    communicator_->registered_use = DeviceEvents::place(settings_.device, stream_, /*captured=*/false);
+    return {};
+  }
+  Result<DeviceMarkRef> mark = backend_.devices_.events().mark(settings_.device, stream_);
+  if (!mark) return mark.status();
+  communicator_->registered_use = std::move(mark).value();
+  return {};
+}
+
 Result<MadeMemory> NcclCall::make_output(std::size_t bytes) {
   Result<std::shared_ptr<DeviceBlock>> block = lease(bytes);
   if (!block) return block.status();
@@ -222,7 +247,15 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
   std::size_t bytes = 0;
   for (const AllreduceTensor& tensor : call.tensors) bytes = aligned(bytes) + tensor.count * element;
   if (bytes == 0) co_return Status();
-  Result<std::byte*> buffer = scratch(bytes);
+  // Registered memory is for calls that are packed on all ranks: who stands in packs a single tensor that others use as
+  // it lies. A graph would keep it for good.
+  const bool all_pack = call.tensors.size() > 1 || reduction.as != call.dtype;
+  bool registered = all_pack && !settings_.captured && bytes <= backend_.settings_.registered_bytes;
+  if (registered) {
+    HVD_CO_RETURN_IF_ERROR(co_await backend_.share_registered(context, *communicator_, settings_));
+    registered = communicator_->registered.block != nullptr;
+  }
+  Result<std::byte*> buffer = registered ? enter_registered() : scratch(bytes);
   if (!buffer) co_return buffer.status();
 
   std::vector<DevicePiece> in;
@@ -258,7 +291,10 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
   if (dividing.divisor != 1) {
     HVD_CO_RETURN_IF_ERROR(convert(dividing, results));
   }
-  co_return scaling.factor == 1.0 ? Status() : convert(scaling, results);
+  if (scaling.factor != 1.0) {
+    HVD_CO_RETURN_IF_ERROR(convert(scaling, results));
+  }
+  co_return registered ? leave_registered() : Status();
 }
 
 Task<Status> NcclCall::allgather(CollectiveContext& context, AllgatherCall call) {

@@ -32,6 +32,9 @@ class NcclCall final : public Backend {
   nccl::Comm comm() const { return communicator_->comm; }
   Result<std::shared_ptr<DeviceBlock>> lease(std::size_t bytes);
   Result<std::byte*> scratch(std::size_t bytes);
+  /// The set's registered memory, in the order of those who had it before.
+  Result<std::byte*> enter_registered();
+  Status leave_registered();
   Status convert(const DeviceConversion& conversion, std::span<const DevicePiece> pieces);
   Status copy(std::byte* to, const std::byte* from, std::size_t bytes);
   /// data / divisor * factor, in place.

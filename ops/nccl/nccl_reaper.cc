@@ -21,6 +21,7 @@ struct NcclReaper::Task {
   nccl::Comm comm = nullptr;
   int device = 0;
   bool gently = false;
+  NcclRegistered registered;
   std::shared_ptr<void> held;
 };
 
@@ -30,6 +31,8 @@ struct NcclReaper::State {
   void end(const Task& task) const {
     if (task.comm == nullptr) return;
     const CurrentDevice current(runtime, task.device);
+    // While the communicator can still tell its helpers. An abort undoes registrations itself, once nothing uses them.
+    if (task.gently && task.registered.block) api.comm_deregister(task.comm, task.registered.registration);
     if (task.gently && finalise(task.comm)) {
       api.comm_destroy(task.comm);
     } else {
@@ -62,11 +65,15 @@ NcclReaper::~NcclReaper() {
   state_->changed.wait_for(lock, kPatience, [this] { return !state_->works; });
 }
 
-void NcclReaper::abort(nccl::Comm comm, int device) { add({comm, device, /*gently=*/false, nullptr}); }
+void NcclReaper::abort(nccl::Comm comm, int device, NcclRegistered registered) {
+  add({comm, device, /*gently=*/false, std::move(registered), nullptr});
+}
 
-void NcclReaper::finish(nccl::Comm comm, int device) { add({comm, device, /*gently=*/true, nullptr}); }
+void NcclReaper::finish(nccl::Comm comm, int device, NcclRegistered registered) {
+  add({comm, device, /*gently=*/true, std::move(registered), nullptr});
+}
 
-void NcclReaper::release_after(std::shared_ptr<void> held) { add({nullptr, 0, false, std::move(held)}); }
+void NcclReaper::release_after(std::shared_ptr<void> held) { add({nullptr, 0, false, {}, std::move(held)}); }
 
 void NcclReaper::add(Task task) {
   const std::scoped_lock lock(state_->mutex);
@@ -80,6 +87,7 @@ void NcclReaper::add(Task task) {
       state->waiting.pop_front();
       turn.unlock();
       state->end(next);
+      next.registered = {};
       next.held.reset();
       turn.lock();
     }

@@ -4,10 +4,17 @@
 
 #include <memory>
 
-#include "ops/device/device_runtime.h"
+#include "ops/device/device_memory.h"
 #include "ops/nccl/nccl_api.h"
 
 namespace hvd {
+
+/// Memory that a communicator knows. Its block has to outlive the registration, and that has to end before the
+/// communicator does.
+struct NcclRegistered {
+  std::shared_ptr<DeviceBlock> block;  ///< nullptr: none
+  void* registration = nullptr;
+};
 
 class NcclReaper {
  public:
@@ -17,10 +24,11 @@ class NcclReaper {
   /// Waits for what was given to it, at most 5 s; what NCCL has not ended by then is left to the process.
   ~NcclReaper();
 
-  /// Ends what the communicator is doing, wherever it is, and frees it.
-  void abort(nccl::Comm comm, int device);
-  /// Lets what it is still doing come to its end, on all ranks, and frees it; aborts it after 5 s.
-  void finish(nccl::Comm comm, int device);
+  /// Ends what the communicator is doing, wherever it is, and frees it; then lets go of what it had registered.
+  void abort(nccl::Comm comm, int device, NcclRegistered registered);
+  /// Lets what it is still doing come to its end, on all ranks, and frees it; aborts it after 5 s. Of this rank nothing
+  /// may be in line any more.
+  void finish(nccl::Comm comm, int device, NcclRegistered registered);
   /// Lets go of `held` after everything that was given before.
   void release_after(std::shared_ptr<void> held);
 

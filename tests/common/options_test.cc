@@ -164,6 +164,7 @@ TEST_F(EnvOptions, AChangedAgreedSettingShowsInTheHandshake) {
   changed.dynamic_process_sets = true;
   changed.transport = "tcp";
   changed.gpu_operations = "host";
+  changed.nccl_registered_bytes += 1;
   const std::vector<Setting> after = agreed_settings(changed);
   ASSERT_EQ(before.size(), after.size());
   for (std::size_t i = 0; i < before.size(); ++i) EXPECT_NE(before[i].value, after[i].value) << before[i].name;

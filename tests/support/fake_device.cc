@@ -288,6 +288,12 @@ void FakeDevice::free_pinned(void* memory) {
   free_locked(memory, counts_.pinned_bytes);
 }
 
+Result<int> FakeDevice::device_of(const void* memory) {
+  const Lock lock(fake_mutex());
+  if (checker_.find({memory, 1}) == 0) return Status::invalid_argument("not memory of a device");
+  return 0;
+}
+
 void FakeDevice::adopt(const void* memory, std::size_t bytes) {
   const Lock lock(fake_mutex());
   checker_.add(memory, bytes);

@@ -36,6 +36,31 @@ const FakeNcclFault* find_fault(Kind kind, const Comm& comm, std::uint64_t call)
   return nullptr;
 }
 
+std::string memory_text(Comm& comm, const CallRanges& ranges) {
+  std::string text;
+  for (const ByteRange& range : {ranges.read, ranges.write}) {
+    const auto* const begin = static_cast<const std::byte*>(range.begin);
+    for (const auto& [place, memory] : current()->memory) {
+      if (range.bytes == 0 || begin < place || begin >= place + memory.bytes) continue;
+      text += fmt::format(", registered at {}", begin - place);
+      const bool known = std::ranges::any_of(memory.registrations,
+                                             [&comm](const auto& entry) { return entry.second.lock().get() == &comm; });
+      if (!known) violation(fmt::format("{} uses memory that is not registered with it", comm.name()));
+    }
+  }
+  if (!text.empty()) {
+    ++current()->registered_calls;
+    comm.used_registered = true;
+  }
+  return text;
+}
+
+void end_registrations(const Comm& comm) {
+  for (auto& [place, memory] : current()->memory) {
+    std::erase_if(memory.registrations, [&comm](const auto& entry) { return entry.second.lock().get() == &comm; });
+  }
+}
+
 namespace {
 
 /// Calls inside group_start and group_end of this thread.
@@ -258,6 +283,11 @@ NcclResult comm_destroy(nccl::Comm handle) {
   if (comm->phase == Phase::kInit || comm->phase == Phase::kLaunching || comm->phase == Phase::kFinalizing) {
     violation(fmt::format("comm_destroy: {} is in progress: abort it, or wait", comm->name()));
   }
+  for (const auto& [place, memory] : current()->memory) {
+    for (const auto& [number, of] : memory.registrations) {
+      if (of.lock() == comm) violation(fmt::format("comm_destroy: {} has memory that is registered", comm->name()));
+    }
+  }
   comm->phase = Phase::kDestroyed;
   --current()->alive;
   fake_changed_locked();
@@ -278,10 +308,86 @@ NcclResult comm_abort(nccl::Comm handle) {
   std::this_thread::sleep_for(state->settings.abort_takes);
   const Lock lock(fake_mutex());
   comm->phase = Phase::kAborted;
+  if (current() == state) end_registrations(*comm);
   comm->waiting.clear();
   --state->alive;
   fake_changed_locked();
   return nccl::kSuccess;
+}
+
+NcclResult mem_alloc(void** memory, std::size_t bytes) {
+  const FakeCurrent device = [] {
+    const Lock lock(fake_mutex());
+    return fake_current();
+  }();
+  if (device.owner == nullptr) {
+    const Lock lock(fake_mutex());
+    violation("mem_alloc: no device is current");
+    return nccl::kInvalidUsage;
+  }
+  Result<void*> made = device.owner->allocate(device.device, bytes);
+  if (!made) return nccl::kUnhandledCudaError;
+  *memory = *made;
+  const Lock lock(fake_mutex());
+  if (current()) current()->memory[static_cast<std::byte*>(*memory)] = {bytes, device, {}};
+  return nccl::kSuccess;
+}
+
+NcclResult mem_free(void* memory) {
+  FakeCurrent device;
+  {
+    const Lock lock(fake_mutex());
+    if (!current()) return nccl::kSuccess;
+    const auto known = current()->memory.find(static_cast<std::byte*>(memory));
+    if (known == current()->memory.end()) {
+      violation("mem_free: no such memory");
+      return nccl::kInvalidArgument;
+    }
+    for (const auto& [number, of] : known->second.registrations) {
+      const std::shared_ptr<Comm> comm = of.lock();
+      violation(fmt::format("mem_free: the memory is registered with {}", comm ? comm->name() : "a communicator"));
+    }
+    device = known->second.device;
+    current()->memory.erase(known);
+  }
+  device.owner->free(device.device, memory);  // sees whether something in line still has to touch it
+  return nccl::kSuccess;
+}
+
+NcclResult comm_register(nccl::Comm handle, void* memory, std::size_t bytes, void** registration) {
+  const Lock lock(fake_mutex());
+  const std::shared_ptr<Comm> comm = find_comm(handle, "comm_register");
+  if (!comm) return nccl::kInvalidArgument;
+  const auto known = current()->memory.find(static_cast<std::byte*>(memory));
+  if (comm->phase != Phase::kReady || known == current()->memory.end() || known->second.bytes != bytes) {
+    violation(fmt::format("comm_register: {} is not ready, or the memory is no block of mem_alloc", comm->name()));
+    return nccl::kInvalidUsage;
+  }
+  if (const FakeNcclFault* fault = find_fault(Kind::kRegisterFails, *comm)) {
+    current()->last_error = fault->text;
+    return nccl::kSystemError;
+  }
+  const std::uintptr_t number = current()->next_registration++;
+  known->second.registrations[number] = comm;
+  *registration = reinterpret_cast<void*>(number);  // NOLINT(performance-no-int-to-ptr): a handle
+  return nccl::kSuccess;
+}
+
+NcclResult comm_deregister(nccl::Comm handle, void* registration) {
+  const Lock lock(fake_mutex());
+  const std::shared_ptr<Comm> comm = find_comm(handle, "comm_deregister");
+  if (!comm) return nccl::kInvalidArgument;
+  if (comm->phase != Phase::kReady || (comm->used_registered && comm->pending > 0)) {
+    violation(fmt::format("comm_deregister: {} may have work in line there, or was finalised", comm->name()));
+  }
+  for (auto& [place, memory] : current()->memory) {
+    const auto found = memory.registrations.find(reinterpret_cast<std::uintptr_t>(registration));
+    if (found == memory.registrations.end() || found->second.lock() != comm) continue;
+    memory.registrations.erase(found);
+    return nccl::kSuccess;
+  }
+  violation(fmt::format("comm_deregister: {} has no such registration", comm->name()));
+  return nccl::kInvalidArgument;
 }
 
 const char* get_last_error(nccl::Comm handle) {
@@ -380,6 +486,15 @@ nccl::Api FakeNccl::api() {
   return api;
 }
 
+nccl::Api FakeNccl::api_with_memory() {
+  nccl::Api api = FakeNccl::api();
+  api.mem_alloc = mem_alloc;
+  api.mem_free = mem_free;
+  api.comm_register = comm_register;
+  api.comm_deregister = comm_deregister;
+  return api;
+}
+
 void FakeNccl::inject(FakeNcclFault fault) {
   const Lock lock(fake_mutex());
   state_->faults.push_back(std::move(fault));
@@ -394,6 +509,23 @@ void FakeNccl::clear_faults() {
 std::size_t FakeNccl::alive_communicators() const {
   const Lock lock(fake_mutex());
   return state_->alive;
+}
+
+std::size_t FakeNccl::alive_memory() const {
+  const Lock lock(fake_mutex());
+  return state_->memory.size();
+}
+
+std::size_t FakeNccl::alive_registrations() const {
+  const Lock lock(fake_mutex());
+  std::size_t alive = 0;
+  for (const auto& [place, memory] : state_->memory) alive += memory.registrations.size();
+  return alive;
+}
+
+std::size_t FakeNccl::registered_calls() const {
+  const Lock lock(fake_mutex());
+  return state_->registered_calls;
 }
 
 std::vector<std::thread::id> FakeNccl::abort_threads() const {

@@ -22,6 +22,7 @@ struct FakeNcclFault {
     kInitHangs,        ///< it stays kInProgress until the communicator is aborted
     kLaunchHangs,      ///< so does call number `call`, which never gets to its stream
     kCollectiveHangs,  ///< call number `call` and later ones never end on their stream until the abort
+    kRegisterFails,    ///< comm_register returns kSystemError
     kAsyncError,       ///< from call number `call` on, the asynchronous error is kRemoteError and calls never end
   };
   static constexpr int kAny = -1;
@@ -53,11 +54,18 @@ class FakeNccl {
 
   /// The calls that this stands behind. Memory functions (mem_alloc, comm_register) are nullptr, as in NCCL 2.18.
   static nccl::Api api();
+  /// With them. In a call where one rank uses memory of theirs all have to, registered, at one offset; memory has to be
+  /// deregistered before it is freed and before its communicator is destroyed.
+  static nccl::Api api_with_memory();
 
   void inject(FakeNcclFault fault);
   void clear_faults();
 
   std::size_t alive_communicators() const;
+  std::size_t alive_memory() const;         ///< blocks of mem_alloc
+  std::size_t alive_registrations() const;  ///< an abort ends those of its communicator
+  /// Calls of all ranks that used registered memory, as enqueued; those of a graph at each replay.
+  std::size_t registered_calls() const;
   /// The threads that called comm_abort, in order.
   std::vector<std::thread::id> abort_threads() const;
   std::vector<std::string> violations() const;

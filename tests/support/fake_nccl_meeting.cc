@@ -67,7 +67,7 @@ Part join_meeting(Comm& comm, const Call& call, const std::shared_ptr<FakeWork>&
   Meeting& meeting = *part.meeting;
   Meeting::Member& member = meeting.members[part.member];
   member = {true, false, call, work, comm.shared_from_this()};
-  const std::string mine = signature(call);
+  const std::string mine = signature(call) + memory_text(comm, ranges_of(call, comm.rank, comm.group->size));
   if (meeting.first.empty()) {
     meeting.signature = mine;
     meeting.first = fmt::format("rank {}", comm.rank);

@@ -71,7 +71,8 @@ struct Comm : std::enable_shared_from_this<Comm> {
   FakeCurrent device;           ///< as it was current at init; the owner may be known at the first launch only
   bool launched = false;
   bool aborting = false;
-  bool stuck = false;       ///< what waits never gets to its stream
+  bool stuck = false;  ///< what waits never gets to its stream
+  bool used_registered = false;
   std::uint64_t calls = 0;  ///< given so far
   std::uint64_t next_collective = 0;
   std::map<std::pair<int, int>, std::uint64_t> next_pair;
@@ -79,6 +80,13 @@ struct Comm : std::enable_shared_from_this<Comm> {
 
   bool is_dead() const { return phase == Phase::kAborted || phase == Phase::kDestroyed; }
   std::string name() const { return fmt::format("rank {} of communicator {}", rank, group->number); }
+};
+
+/// A block of mem_alloc.
+struct Memory {
+  std::size_t bytes = 0;
+  FakeCurrent device;
+  std::map<std::uintptr_t, std::weak_ptr<Comm>> registrations;  ///< by handle
 };
 
 }  // namespace fake_nccl
@@ -90,6 +98,9 @@ struct FakeNccl::State {
   std::map<nccl::Comm, std::shared_ptr<fake_nccl::Comm>> comms;  ///< dead ones too: no handle is given out twice
   int next_group = 0;
   std::size_t alive = 0;
+  std::map<std::byte*, fake_nccl::Memory> memory;
+  std::uintptr_t next_registration = 1;
+  std::size_t registered_calls = 0;
   std::vector<std::thread::id> abort_threads;
   std::vector<std::string> violations;
   std::string last_error;
@@ -102,6 +113,11 @@ std::shared_ptr<FakeNccl::State>& current();
 void violation(std::string text);
 /// `call`: the last call of the launch in question.
 const FakeNcclFault* find_fault(Kind kind, const Comm& comm, std::uint64_t call = 0);
+
+/// What ranks have to agree on about the memory of a call: nothing for memory that is not of mem_alloc. A violation
+/// where that is not registered with the communicator.
+std::string memory_text(Comm& comm, const CallRanges& ranges);
+void end_registrations(const Comm& comm);
 
 /// Puts the calls on the stream as one piece of work.
 NcclResult enqueue(const std::shared_ptr<Comm>& comm, const Launch& launch);

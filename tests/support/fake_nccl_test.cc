@@ -392,6 +392,55 @@ TEST(FakeNccl, GroupsJoinCallsAndSendsMatchInOrder) {
   ranks.destroy();
 }
 
+TEST(FakeNccl, ChecksMemoryThatIsRegistered) {
+  Ranks two(2);
+  two.init();
+  const nccl::Api api = FakeNccl::api_with_memory();
+  std::array<void*, 2> memory{};
+  std::array<void*, 2> registrations{};
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    EXPECT_TRUE(two[rank].device.exchange_current(0).ok());
+    ASSERT_EQ(api.mem_alloc(&memory[rank], 64), nccl::kSuccess);
+    ASSERT_EQ(api.comm_register(two[rank].comm, memory[rank], 64, &registrations[rank]), nccl::kSuccess);
+  }
+  const auto reduce = [&](std::size_t rank, std::size_t offset) {
+    void* const place = static_cast<std::byte*>(memory[rank]) + offset;
+    api.all_reduce(place, place, 4, nccl::kInt32, nccl::kSum, two[rank].comm, two[rank].stream);
+    two.settle(two[rank].comm);
+  };
+  reduce(0, 0);
+  reduce(1, 0);
+  run_until_idle(two.devices);
+  EXPECT_EQ(two.nccl.registered_calls(), 2U);
+  reduce(0, 0);
+  two.all_reduce(1, 4, nccl::kInt32);  // memory of its own
+  EXPECT_NE(two.only_violation().find("ranks disagree"), std::string::npos);
+  reduce(0, 0);
+  reduce(1, 16);
+  EXPECT_NE(two.only_violation().find("registered at 16"), std::string::npos);
+  run_until_idle(two.devices);
+  api.mem_free(memory[0]);
+  EXPECT_NE(two.only_violation().find("the memory is registered with rank 0"), std::string::npos);
+  EXPECT_EQ(api.comm_deregister(two[1].comm, registrations[1]), nccl::kSuccess);
+  EXPECT_EQ(two.nccl.alive_registrations(), 0U) << "the other one went with its memory";
+  EXPECT_EQ(api.comm_deregister(two[1].comm, registrations[1]), nccl::kInvalidArgument);
+  EXPECT_NE(two.only_violation().find("no such registration"), std::string::npos);
+  reduce(1, 0);  // what it reads and what it writes
+  const Texts texts = two.nccl.take_violations();
+  ASSERT_EQ(texts.size(), 2U);
+  EXPECT_NE(texts.front().find("not registered with it"), std::string::npos);
+  ASSERT_EQ(api.comm_register(two[1].comm, memory[1], 64, &registrations[1]), nccl::kSuccess);
+  two.nccl.inject({.kind = FakeNcclFault::Kind::kRegisterFails});
+  void* other = nullptr;
+  EXPECT_EQ(api.comm_register(two[1].comm, memory[1], 64, &other), nccl::kSystemError);
+  for (std::size_t rank = 0; rank < 2; ++rank) api.comm_abort(two[rank].comm);
+  EXPECT_EQ(two.nccl.alive_registrations(), 0U);
+  run_until_idle(two.devices);
+  api.mem_free(memory[1]);
+  EXPECT_EQ(two.nccl.alive_memory(), 0U);
+  EXPECT_TRUE(two[1].device.exchange_current(-1).ok());
+}
+
 TEST(FakeNccl, FindsBadStreamsAndPlaces) {
   Ranks ranks(2);
   ranks.init();

@@ -138,6 +138,9 @@ HVD_API int hvd_mpi_text(const char** text);
 HVD_API int hvd_cuda_built(void);
 /* Number of CUDA devices that this process sees, 1 or more. */
 HVD_API int hvd_cuda_devices(int32_t* count);
+/* The number of the CUDA device whose memory lies at `data`, managed memory included: for arrays that do not say where
+ * they lie. HVD_INVALID_ARGUMENT for other memory. */
+HVD_API int hvd_cuda_device_of(const void* data, int32_t* device);
 /* The versions of the module and of the driver: "CUDA 13.0, driver 13.0". */
 HVD_API int hvd_cuda_text(const char** text);
 
@@ -276,7 +279,9 @@ typedef struct hvd_statistics {
   int64_t background_wakeups;
   int64_t bytes_reordered; /* of tensors that were copied into C order, as ranks lay them out differently in memory */
   int64_t standing_calls;  /* of collective_calls: begun without negotiation */
-  int64_t standing_calls_withdrawn; /* of these: negotiated after all, as not all ranks began them */
+  int64_t standing_calls_withdrawn;  /* of these: negotiated after all, as not all ranks began them */
+  int64_t nccl_registered_bytes;     /* of device memory that is registered with NCCL now, for fused calls */
+  int64_t nccl_registrations_failed; /* process sets whose fused calls go without, as this rank could not register */
 } hvd_statistics;
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);

@@ -170,6 +170,16 @@ void CudaRuntime::free_pinned(void* memory) {
   if (scope.status().ok()) forget(cudaFreeHost(memory));
 }
 
+Result<int> CudaRuntime::device_of(const void* memory) {
+  const int device = contexts_.any_device();
+  const DeviceScope scope(contexts_, device);
+  HVD_RETURN_IF_ERROR(scope.status());
+  cudaPointerAttributes found{};
+  HVD_RETURN_IF_ERROR(checked(cudaPointerGetAttributes(&found, memory), "cudaPointerGetAttributes", device));
+  if (found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged) return found.device;
+  return Status::invalid_argument(fmt::format("the memory at {} is not that of a CUDA device", memory));
+}
+
 // ---- Work ----
 
 Status CudaRuntime::copy(int device, void* to, const void* from, std::size_t bytes, DeviceStream stream) {

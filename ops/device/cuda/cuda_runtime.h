@@ -30,6 +30,7 @@ class CudaRuntime final : public DeviceRuntime {
   void free(int device, void* memory) override;
   Result<void*> allocate_pinned(std::size_t bytes) override;
   void free_pinned(void* memory) override;
+  Result<int> device_of(const void* memory) override;
 
   Status copy(int device, void* to, const void* from, std::size_t bytes, DeviceStream stream) override;
   Status convert(int device, const DeviceConversion& conversion, std::span<const DevicePiece> pieces,

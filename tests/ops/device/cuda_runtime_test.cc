@@ -284,6 +284,20 @@ TEST_F(OnGpu, LeavesAThreadWithoutADeviceAsItWas) {
   }).join();
 }
 
+TEST_F(OnGpu, KnowsWhoseMemoryLiesWhere) {
+  const int last = gpu_->device_count() - 1;
+  Result<void*> memory = gpu_->allocate(last, 512);
+  ASSERT_TRUE(memory.ok()) << memory.status().text();
+  EXPECT_EQ(*gpu_->device_of(static_cast<std::byte*>(*memory) + 256), last);
+  gpu_->free(last, *memory);
+  const int on_host = 0;
+  EXPECT_EQ(gpu_->device_of(&on_host).status().code(), StatusCode::kInvalidArgument);
+  Result<void*> pinned = gpu_->allocate_pinned(512);
+  ASSERT_TRUE(pinned.ok()) << pinned.status().text();
+  EXPECT_EQ(gpu_->device_of(*pinned).status().code(), StatusCode::kInvalidArgument);
+  gpu_->free_pinned(*pinned);
+}
+
 TEST_F(OnGpu, SaysHowManyBytesThereWereNoMemoryFor) {
   const Result<void*> memory = gpu_->allocate(kDevice, std::size_t{1} << 50);
   ASSERT_FALSE(memory.ok());

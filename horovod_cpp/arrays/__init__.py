@@ -1,0 +1,98 @@
+"""Collectives on arrays of numpy, CuPy, Numba and others, without torch: ``import horovod_cpp.arrays as hvd``.
+
+Arrays are taken through ``__array_interface__`` and ``__cuda_array_interface__``. In one job, some ranks may use this
+module and others ``horovod_cpp.torch``, and one process may use both.
+"""
+
+from horovod_cpp.arrays.collectives import (
+    Adasum,
+    Average,
+    Max,
+    Min,
+    Product,
+    Sum,
+    allgather,
+    allgather_async,
+    allreduce,
+    allreduce_,
+    allreduce_async,
+    allreduce_async_,
+    alltoall,
+    alltoall_async,
+    barrier,
+    broadcast,
+    broadcast_,
+    broadcast_async,
+    broadcast_async_,
+    reducescatter,
+    reducescatter_async,
+)
+from horovod_cpp.arrays.outputs import DeviceOutput
+from horovod_cpp.common.basics import (
+    cross_rank,
+    cross_size,
+    cuda_built,
+    init,
+    is_homogeneous,
+    is_initialized,
+    local_rank,
+    local_size,
+    nccl_built,
+    rank,
+    shutdown,
+    size,
+    statistics,
+)
+from horovod_cpp.common.exceptions import HorovodInternalError
+from horovod_cpp.common.handles import poll, synchronize
+from horovod_cpp.common.process_sets import (
+    ProcessSet,
+    add_process_set,
+    global_process_set,
+    remove_process_set,
+)
+
+__all__ = [
+    "Adasum",
+    "Average",
+    "DeviceOutput",
+    "HorovodInternalError",
+    "Max",
+    "Min",
+    "ProcessSet",
+    "Product",
+    "Sum",
+    "add_process_set",
+    "allgather",
+    "allgather_async",
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
+    "barrier",
+    "broadcast",
+    "broadcast_",
+    "broadcast_async",
+    "broadcast_async_",
+    "cross_rank",
+    "cross_size",
+    "cuda_built",
+    "global_process_set",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "nccl_built",
+    "poll",
+    "rank",
+    "reducescatter",
+    "reducescatter_async",
+    "remove_process_set",
+    "shutdown",
+    "size",
+    "statistics",
+    "synchronize",
+]
