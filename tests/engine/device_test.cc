@@ -256,7 +256,7 @@ class OnDevices : public ::testing::TestWithParam<const char*> {
     TestRank::Settings made;
     const std::string_view parameter = GetParam();
     made.options.gpu_operations = parameter == "host" ? "host" : "nccl";
-    if (parameter == "nccl_unregistered") made.options.nccl_registered_bytes = 0;
+    made.options.nccl_registered_bytes = parameter == "nccl_unregistered" ? 0 : std::size_t{32} << 20;
     return made;
   }
 };

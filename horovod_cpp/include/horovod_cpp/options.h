@@ -25,11 +25,11 @@ struct Options {
   std::chrono::milliseconds shutdown_timeout{2000};             ///< for a farewell to reach all ranks
   int log_level = 3;                                            ///< 0 trace .. 5 fatal
   bool log_hide_time = false;
-  bool dynamic_process_sets = false;    ///< agreed
-  std::string transport = "auto";       ///< agreed: auto, tcp, shm or mpi for bulk data
-  std::string gpu_operations = "nccl";  ///< agreed: what carries device memory: nccl, or host (through host memory)
-  std::size_t nccl_registered_bytes = std::size_t{32} << 20;  ///< agreed: of each set, for fused calls; 0: none
-  std::string timeline;  ///< file of the timeline; empty or DYNAMIC: none from the start
+  bool dynamic_process_sets = false;      ///< agreed
+  std::string transport = "auto";         ///< agreed: auto, tcp, shm or mpi for bulk data
+  std::string gpu_operations = "nccl";    ///< agreed: what carries device memory: nccl, or host (through host memory)
+  std::size_t nccl_registered_bytes = 0;  ///< agreed: of each set, for fused calls; 0: none
+  std::string timeline;                   ///< file of the timeline; empty or DYNAMIC: none from the start
   bool timeline_mark_cycles = false;
   std::string fault;  ///< see common/fault.h
 };
