@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 import warnings
 import weakref
@@ -348,3 +349,18 @@ def test_statistics_count_what_was_reduced() -> None:
     assert after["bytes_reduced"] - before["bytes_reduced"] == 4000
     assert after["operations_done"] > before["operations_done"]
     assert after["operations_failed"] == before["operations_failed"]
+
+
+def test_what_is_repeated_alone_goes_on_without_negotiation() -> None:
+    before = hvd.statistics()["standing_calls"]
+    for turn in range(60):
+        for dtype, elements in ((torch.float32, 5), (torch.float64, 3000)):
+            tensor = torch.full((elements,), turn + hvd.rank(), dtype=dtype)
+            total = hvd.allreduce_(tensor, op=hvd.Sum, name=f"repeated.{dtype}")
+            expected = turn * hvd.size() + hvd.size() * (hvd.size() - 1) // 2
+            assert (total == expected).all()
+    begun = hvd.statistics()["standing_calls"] - before
+    if hvd.size() == 1:
+        assert begun == 0
+    elif os.environ.get("HOROVOD_TRANSPORT", "auto") in ("auto", "shm"):
+        assert begun > 0
