@@ -56,14 +56,19 @@ struct FailedCall {
   Status reason;
 };
 
+struct WithdrawnCall {
+  ProcessSetId process_set = 0;
+  std::uint64_t call = 0;
+};
+
 /// What the owner does, in the order of the members.
 struct Actions {
   std::vector<std::pair<int, std::vector<std::byte>>> messages;  ///< to peers
-  std::vector<LostRank> lost_ranks;    ///< calls in flight with that rank end with the reason, also of a removed set
-  std::vector<FailedSet> failed_sets;  ///< everything of the set, pending or in flight, ends with the reason
-  std::vector<Response> withdrawn;     ///< standing calls in flight that are to be withdrawn
-  std::vector<Response> responses;     ///< to carry out, in this order
-  std::vector<Response> discards;      ///< standing calls that are not begun here: what peers sent for them may go
+  std::vector<LostRank> lost_ranks;      ///< calls in flight with that rank end with the reason, also of a removed set
+  std::vector<FailedSet> failed_sets;    ///< everything of the set, pending or in flight, ends with the reason
+  std::vector<WithdrawnCall> withdrawn;  ///< standing calls in flight that are to be withdrawn
+  std::vector<Response> responses;       ///< to carry out, in this order
+  std::vector<Response> discards;        ///< standing calls that are not begun here: what peers sent for them may go
   std::vector<FailedCall> failed_calls;
   std::vector<StallReportMessage::Line> stalls;  ///< answers to StallNoticed
   TimePoint look_again = kNever;                 ///< send TimePassed then

@@ -55,7 +55,7 @@ void Controller::handle(const RequestsEnqueued& event, TimePoint now) {
       }
       if (const std::optional<StandingUse> use = standing_.ask(known->id)) message.asked.push_back(*use);
     }
-    ask(message, request);
+    ask(message, id, request);
   }
   submit(std::move(message), now);
 }
@@ -66,8 +66,8 @@ std::optional<CacheId> Controller::cached_id(const Request& request) const {
   return index ? cache_.id_for(request, *index) : std::nullopt;
 }
 
-void Controller::ask(RequestsMessage& message, const Request& request) {
-  if (const std::optional<CacheId> id = cached_id(request)) {
+void Controller::ask(RequestsMessage& message, std::optional<CacheId> id, const Request& request) {
+  if (id) {
     cache_hits_.add(1);
     sent_as_id_[*id] = request;
     message.cached.push_back(*id);
@@ -109,7 +109,7 @@ void Controller::to_coordinator(const Message& message) {
 void Controller::follow(ResponsesMessage message, TimePoint now) {
   RequestsMessage again;
   for (const StandingUse& said : message.ended) {
-    if (standing_.on_ended(said, actions_.discards)) actions_.withdrawn.push_back(standing_.call());
+    if (standing_.on_ended(said, actions_.discards)) withdraw_standing();
   }
   for (const StandingUse& said : message.overdue) {
     const std::optional<StandingUse> ended = standing_.on_overdue(said, actions_.discards);
@@ -284,6 +284,11 @@ void Controller::handle(const ShutdownWanted& /*event*/, TimePoint now) {
   }
 }
 
+void Controller::withdraw_standing() {
+  const auto [process_set, call] = standing_.call();
+  actions_.withdrawn.push_back({process_set, call});
+}
+
 // One that was withdrawn is asked for in the old way; what had to wait for it is asked for after it.
 void Controller::end_standing_flight(const CallEnded& event, TimePoint now) {
   const std::optional<StandingCalls::Begun> begun = standing_.on_call_ended(event.call);
@@ -291,10 +296,15 @@ void Controller::end_standing_flight(const CallEnded& event, TimePoint now) {
   RequestsMessage message;
   if (begun && event.withdrawn && sets_.failure(begun->request.key.process_set).ok()) {
     message.asked.push_back(begun->use);
-    ask(message, begun->request);
+    ask(message, cached_id(begun->request), begun->request);
+  } else if (begun && begun->was_overdue && event.status.ok()) {
+    // The coordinator has been told that it waits; what is late so often is better negotiated.
+    const StandingUse next{begun->use.number, begun->use.use + 1};
+    standing_.on_ended(next, actions_.discards);
+    message.ended.push_back(next);
   }
   for (const Request& held : std::exchange(held_back_, {})) {
-    if (sets_.failure(held.key.process_set).ok()) ask(message, held);
+    if (sets_.failure(held.key.process_set).ok()) ask(message, cached_id(held), held);
   }
   submit(std::move(message), now);
 }
@@ -369,7 +379,7 @@ Status Controller::take_message(int peer, std::span<const std::byte> bytes, Time
       if (!message) return message.status();
       if (is_coordinator()) coordinator_->on_call_failed(peer, *message, outbox_);
       if (is_standing_call(message->call) && standing_.on_call_failed(message->call, actions_.discards)) {
-        actions_.withdrawn.push_back(standing_.call());
+        withdraw_standing();
       }
       actions_.failed_calls.push_back({message->process_set, message->call, Status::internal(message->text)});
       return {};

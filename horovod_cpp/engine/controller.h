@@ -40,7 +40,8 @@ class Controller {
   void handle(const TimePassed& event, TimePoint now);
 
   std::optional<CacheId> cached_id(const Request& request) const;
-  void ask(RequestsMessage& message, const Request& request);
+  void ask(RequestsMessage& message, std::optional<CacheId> id, const Request& request);
+  void withdraw_standing();
   bool waits_for_standing(RequestsMessage& message, const Request& request);
   void end_standing_flight(const CallEnded& event, TimePoint now);
   void submit(RequestsMessage message, TimePoint now);

@@ -25,7 +25,7 @@ std::vector<int> to_ranks(const Shape& shape) {
   return ranks;
 }
 
-// Ranks that may deal with each other directly: each with all others, over memory that they share.
+// Few ranks of one host: there, each may deal with all others at once.
 bool is_close(const Membership& membership) {
   constexpr int most = 8;
   const std::vector<int>& hosts = membership.hosts;
@@ -64,7 +64,7 @@ std::string Coordinator::call_site_text(int rank, std::uint32_t call_site) const
 }
 
 void Coordinator::on_requests(int rank, RequestsMessage message, TimePoint now, Outbox& out) {
-  take_standing_uses(rank, message, out);
+  take_standing_uses(rank, message, now, out);
   for (CallSiteDefinition& site : message.call_sites) call_sites_[{rank, site.id}] = std::move(site.text);
   for (Request& request : message.requests) take_request(rank, std::move(request), now, out);
   for (const CacheId id : message.cached) take_cached(rank, id, now);
@@ -241,7 +241,7 @@ void Coordinator::end_standing(const Standing& ended) {
 }
 
 // What a member says of a standing response is for the others.
-void Coordinator::take_standing_uses(int rank, RequestsMessage& message, Outbox& out) {
+void Coordinator::take_standing_uses(int rank, RequestsMessage& message, TimePoint now, Outbox& out) {
   const auto tell = [&](const StandingUse& said, std::vector<StandingUse> ResponsesMessage::* where) {
     const Standing* known = standing(said.number);
     const MembershipRef membership = known == nullptr ? nullptr : sets_.find(known->key.process_set);
@@ -250,12 +250,44 @@ void Coordinator::take_standing_uses(int rank, RequestsMessage& message, Outbox&
       if (peer != rank) (out.responses[peer].*where).push_back(said);
     }
   };
-  for (const StandingUse& said : message.overdue) tell(said, &ResponsesMessage::overdue);
+  for (const StandingUse& said : message.overdue) {
+    tell(said, &ResponsesMessage::overdue);
+    if (Standing* known = standing(said.number)) known->overdue[rank] = now;
+  }
   for (const StandingUse& said : message.ended) {
     tell(said, &ResponsesMessage::ended);
-    if (const Standing* known = standing(said.number)) end_standing(*known);
+    if (Standing* known = standing(said.number)) {
+      known->overdue.erase(rank);
+      end_standing(*known);
+    }
   }
   if (!message.asked.empty()) refuse_failed_uses(rank, message, out);
+}
+
+// The ranks that wait in a use, as if they had asked for it: the others have not begun it, or do not answer.
+std::optional<ReadinessTable::Pending> Coordinator::waiting_in_use(const Standing& standing) const {
+  const MembershipRef membership = standing.overdue.empty() ? nullptr : sets_.find(standing.key.process_set);
+  if (!membership) return std::nullopt;
+  ReadinessTable::Pending pending;
+  pending.membership = membership;
+  pending.since = kNever;
+  pending.has_asked.resize(static_cast<std::size_t>(membership->size()));
+  for (const auto& [rank, since] : standing.overdue) {
+    const std::optional<int> index = membership->index_of(rank);
+    if (!index) continue;
+    pending.has_asked[static_cast<std::size_t>(*index)] = true;
+    ++pending.asked;
+    pending.since = std::min(pending.since, since);
+  }
+  return pending;
+}
+
+std::map<OperationKey, ReadinessTable::Pending> Coordinator::waiting_in_uses() const {
+  std::map<OperationKey, ReadinessTable::Pending> waiting;
+  for (const Standing& one : standing_) {
+    if (std::optional<ReadinessTable::Pending> pending = waiting_in_use(one)) waiting[one.key] = std::move(*pending);
+  }
+  return waiting;
 }
 
 // A rank on which a use has failed goes on to its next one: what others still ask for the failed one gets the failure.
@@ -263,6 +295,7 @@ void Coordinator::refuse_failed_uses(int rank, RequestsMessage& message, Outbox&
   for (const StandingUse& use : message.asked) {
     Standing* known = standing(use.number);
     if (known == nullptr) continue;
+    known->overdue.erase(rank);  // it waits for the answer now
     known->asked[rank] = use.use;
     if (known->failed != use.use) continue;
     std::erase_if(message.requests, [&](const Request& request) { return request.key == known->key; });
@@ -336,7 +369,8 @@ TimePoint Coordinator::next_deadline() const {
   TimePoint next = kNever;
   for (const Held& held : ready_) next = std::min(next, held.until);
   if (settings_.stall_shutdown_time > Duration::zero() && !ended_) {
-    const TimePoint oldest = readiness_.oldest();
+    TimePoint oldest = readiness_.oldest();
+    for (const auto& [key, pending] : waiting_in_uses()) oldest = std::min(oldest, pending.since);
     if (oldest != kNever) next = std::min(next, oldest + settings_.stall_shutdown_time + Duration(1));
   }
   return next;
@@ -390,6 +424,10 @@ void Coordinator::on_peer_lost(int rank, const std::string& reason, Outbox& out)
   // The set of all ranks has failed, and with it every join.
   joining_.clear();
   joined_.clear();
+  for (Standing& one : standing_) {
+    const MembershipRef membership = sets_.find(one.key.process_set);
+    if (!membership || membership->contains(rank)) one.overdue.clear();
+  }
   const std::vector<std::byte> message = encode(PeerLostMessage{rank, text});
   for (const int peer : without(everyone_->ranks, lost_)) out.messages.emplace_back(peer, message);
   for (const ProcessSetId id : sets_.ids_with(rank)) {
@@ -414,6 +452,7 @@ void Coordinator::fail_standing_use(const CallFailedMessage& message, Outbox& ou
   Standing* known = standing(use.number);
   if (known == nullptr || known->failed) return;
   end_standing(*known);
+  known->overdue.clear();
   known->failed = use.use;
   known->failure = operation_text(known->key) + ": " + message.text;
   const MembershipRef membership = sets_.find(known->key.process_set);
@@ -426,8 +465,10 @@ void Coordinator::fail_standing_use(const CallFailedMessage& message, Outbox& ou
 
 StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMessage& query) const {
   StallReportMessage report;
+  const std::map<OperationKey, ReadinessTable::Pending> in_uses = waiting_in_uses();
   for (const OperationKey& key : query.keys) {
     const ReadinessTable::Pending* pending = readiness_.find(key);
+    if (const auto in_use = in_uses.find(key); pending == nullptr && in_use != in_uses.end()) pending = &in_use->second;
     if (pending == nullptr) continue;
     const std::vector<int> missing = really_missing(*pending);
     report.lines.push_back({key, {missing.begin(), missing.end()}, hint(key, *pending)});
@@ -465,10 +506,16 @@ std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pen
 
 void Coordinator::check_stalls(TimePoint now, Outbox& out) {
   if (settings_.stall_shutdown_time <= Duration::zero() || ended_) return;
-  const std::vector<OperationKey> stalled = readiness_.waiting_since_before(now - settings_.stall_shutdown_time);
+  const TimePoint limit = now - settings_.stall_shutdown_time;
+  std::vector<OperationKey> stalled = readiness_.waiting_since_before(limit);
+  const std::map<OperationKey, ReadinessTable::Pending> in_uses = waiting_in_uses();
+  for (const auto& [key, pending] : in_uses) {
+    if (pending.since < limit && readiness_.find(key) == nullptr) stalled.push_back(key);
+  }
   if (stalled.empty()) return;
   const OperationKey& first = stalled.front();
-  const std::vector<int> missing = really_missing(*readiness_.find(first));
+  const ReadinessTable::Pending* asked = readiness_.find(first);
+  const std::vector<int> missing = really_missing(asked != nullptr ? *asked : in_uses.at(first));
   end_job(StatusCode::kInternal,
           fmt::format("{} '{}' has waited for {} for longer than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS; {} operation(s) "
                       "were stalled and the job ends",

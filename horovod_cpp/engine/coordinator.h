@@ -61,6 +61,7 @@ class Coordinator {
   struct Standing {
     CacheId id = 0;
     OperationKey key;
+    std::map<int, TimePoint> overdue;     // since when ranks say that they wait for others in a use, by rank
     std::map<int, std::uint32_t> asked;   // uses that ranks asked for after its end, by rank
     std::optional<std::uint32_t> failed;  // a use that failed on a rank: what is asked for it is not for the others
     std::string failure;
@@ -80,7 +81,9 @@ class Coordinator {
   void settle_process_set(Response& response, const Request& agreed);
   void remember(Agreement& agreement);
   void make_room(Outbox& out);
-  void take_standing_uses(int rank, RequestsMessage& message, Outbox& out);
+  void take_standing_uses(int rank, RequestsMessage& message, TimePoint now, Outbox& out);
+  std::optional<ReadinessTable::Pending> waiting_in_use(const Standing& standing) const;
+  std::map<OperationKey, ReadinessTable::Pending> waiting_in_uses() const;
   void refuse_failed_uses(int rank, RequestsMessage& message, Outbox& out);
   void fail_standing_use(const CallFailedMessage& message, Outbox& out);
   void end_standing(const Standing& ended);

@@ -104,10 +104,10 @@ void Executor::carry_out_standing(Response response) {
   start(lane, std::move(call));
 }
 
-void Executor::withdraw(const Response& response) {
-  const auto lane = lanes_.find(response.process_set);
+void Executor::withdraw(const WithdrawnCall& withdrawn) {
+  const auto lane = lanes_.find(withdrawn.process_set);
   if (lane == lanes_.end()) return;
-  const auto running = lane->second.standing.find(response.call);
+  const auto running = lane->second.standing.find(withdrawn.call);
   if (running == lane->second.standing.end()) return;  // it has failed, and its end is on the way to the controller
   Call& call = *running->second;
   const Status closed = queue_.give_back(call.entries.front().request.key);

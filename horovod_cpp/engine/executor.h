@@ -45,7 +45,7 @@ class Executor {
   /// An execution starts a call, now or when earlier ones of its set have ended; an error ends its handles.
   void carry_out(Response response);
   /// A standing call that the other ranks do not all begin: its operation waits as if it had not begun.
-  void withdraw(const Response& call);
+  void withdraw(const WithdrawnCall& withdrawn);
   /// A standing call that does not begin here: what other ranks have sent for it goes nowhere.
   void discard(const Response& call);
   /// Ends what is in flight, or waits to start, in a process set.

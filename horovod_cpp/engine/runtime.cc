@@ -209,7 +209,7 @@ void Runtime::carry_out(Actions actions) {
     fabric_->give_up(lost.rank, lost.reason);
   }
   for (const FailedSet& failed : actions.failed_sets) fail_set(failed);
-  for (const Response& call : actions.withdrawn) executor_.withdraw(call);
+  for (const WithdrawnCall& call : actions.withdrawn) executor_.withdraw(call);
   for (Response& response : actions.responses) {
     if (response.kind == Response::Kind::kShutdown) {
       begin_closing(response.status());

@@ -63,8 +63,14 @@ Response StandingCalls::begin(CacheId id, const Request& request, TimePoint now,
   const std::uint32_t use = standing.begun++;
   standing.asked = standing.begun;
   discard_at_end(standing, discards);
-  flight_ = {{standing.response.standing, use}, use_of(standing, use), request, now + kPatience};
-  return flight_->call;
+  Response call = use_of(standing, use);
+  flight_.emplace();
+  flight_->use = {call.standing, use};
+  flight_->process_set = call.process_set;
+  flight_->call = call.call;
+  flight_->request = request;
+  flight_->overdue_at = now + kPatience;
+  return call;
 }
 
 std::optional<StandingUse> StandingCalls::end(CacheId id, Discards& discards) {
@@ -110,8 +116,8 @@ std::optional<StandingUse> StandingCalls::on_overdue(StandingUse said, Discards&
 }
 
 std::optional<StandingCalls::Begun> StandingCalls::on_call_ended(std::uint64_t call) {
-  if (!flight_ || flight_->call.call != call) return std::nullopt;
-  std::optional<Begun> begun = Begun{std::move(flight_->request), flight_->use};
+  if (!flight_ || flight_->call != call) return std::nullopt;
+  std::optional<Begun> begun = Begun{std::move(flight_->request), flight_->use, flight_->was_overdue};
   flight_.reset();
   return begun;
 }
@@ -129,6 +135,7 @@ std::optional<StandingUse> StandingCalls::ask(CacheId id) {
 
 StandingUse StandingCalls::take_overdue() {
   flight_->overdue_at = kNever;
+  flight_->was_overdue = true;
   return flight_->use;
 }
 
@@ -145,7 +152,7 @@ void StandingCalls::forget_set(ProcessSetId process_set) {
     numbers_.erase(one.second.response.entries.front().cache_id);
     return true;
   });
-  if (flight_ && flight_->call.process_set == process_set) flight_.reset();
+  if (flight_ && flight_->process_set == process_set) flight_.reset();
 }
 
 }  // namespace hvd

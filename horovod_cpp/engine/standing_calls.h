@@ -18,6 +18,7 @@
 #include <map>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/clock.h"
@@ -58,11 +59,12 @@ class StandingCalls {
   std::optional<StandingUse> on_overdue(StandingUse said, Discards& discards);
 
   bool in_flight() const { return flight_.has_value(); }
-  /// The call in flight.
-  const Response& call() const { return flight_->call; }
+  /// The call in flight: its process set and number.
+  std::pair<ProcessSetId, std::uint64_t> call() const { return {flight_->process_set, flight_->call}; }
   struct Begun {
     Request request;
     StandingUse use;
+    bool was_overdue = false;  ///< and the others were told
   };
   /// When it is done, failed or withdrawn: what it was begun for. Nothing for another call.
   std::optional<Begun> on_call_ended(std::uint64_t call);
@@ -91,9 +93,11 @@ class StandingCalls {
   };
   struct Flight {
     StandingUse use;
-    Response call;
+    ProcessSetId process_set = 0;
+    std::uint64_t call = 0;
     Request request;
     TimePoint overdue_at = kNever;
+    bool was_overdue = false;
   };
 
   Standing* find(CacheId id);

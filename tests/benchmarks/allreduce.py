@@ -31,17 +31,23 @@ from tqdm import tqdm  # noqa: E402
 import horovod_cpp.torch as hvd  # noqa: E402
 
 SIZES = [4 << 2 * i for i in range(13)]  # 4 B to 64 MiB, in steps of four
-PEERS = ("MPI", "Gloo")
+PEERS = ("MPI", "Gloo")  # Gloo unless --without-gloo
+
+
+def peers() -> tuple[str, ...]:
+    return PEERS if dist.is_initialized() else PEERS[:1]
 
 
 def operations(data: torch.Tensor) -> dict[str, Callable[[], Any]]:
     array = data.numpy()
     name = f"benchmark.{data.numel()}"
-    return {
+    timed: dict[str, Callable[[], Any]] = {
         "horovod_cpp": lambda: hvd.allreduce_(data, op=hvd.Sum, name=name),
         "MPI": lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM),
-        "Gloo": lambda: dist.all_reduce(data),
     }
+    if dist.is_initialized():
+        timed["Gloo"] = lambda: dist.all_reduce(data)
+    return timed
 
 
 def time_once(operation: Callable[[], Any], calls: int) -> float:
@@ -71,7 +77,7 @@ def measure(size: int, repetitions: int) -> dict[str, Any]:
     line: dict[str, Any] = {"bytes": size}
     for name, took in times.items():
         line[name] = {"median_us": statistics.median(took) * 1e6, "best_us": min(took) * 1e6}
-    for peer in PEERS:
+    for peer in peers():
         ratios = [theirs / ours for theirs, ours in zip(times[peer], times["horovod_cpp"], strict=True)]
         line[f"{peer} / horovod_cpp"] = statistics.median(ratios)
     return line
@@ -106,15 +112,15 @@ def text_of(size: int) -> str:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    names = ["horovod_cpp", *PEERS]
+    names = ["horovod_cpp", *peers()]
     print(
         f"{'size':>8}"
         + "".join(f"{name + ' us':>16}" for name in names)
-        + "".join(f"{p + ' / ours':>14}" for p in PEERS)
+        + "".join(f"{p + ' / ours':>14}" for p in peers())
     )
     for line in lines:
         times = "".join(f"{line[name]['median_us']:>16,.1f}" for name in names)
-        ratios = "".join(f"{line[f'{peer} / horovod_cpp']:>14.2f}" for peer in PEERS)
+        ratios = "".join(f"{line[f'{peer} / horovod_cpp']:>14.2f}" for peer in peers())
         print(f"{text_of(line['bytes']):>8}{times}{ratios}")
 
 
@@ -126,7 +132,7 @@ def plot(lines: list[dict[str, Any]], path: Path, ranks: int) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     sizes = np.array([line["bytes"] for line in lines])
-    for name in ("horovod_cpp", *PEERS):
+    for name in ("horovod_cpp", *peers()):
         axes.plot(sizes, [line[name]["median_us"] for line in lines], marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -144,11 +150,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--smallest", type=int, default=SIZES[0], help="bytes")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes")
+    parser.add_argument("--without-gloo", action="store_true", help="its threads may leave ranks badly placed on cores")
     parser.add_argument("--output", type=Path, help="folder for the JSON file and the picture")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hvd.init()
-    start_gloo()
+    if not arguments.without_gloo:
+        start_gloo()
     rank, ranks = hvd.rank(), hvd.size()
     sizes = [size for size in SIZES if arguments.smallest <= size <= arguments.largest]
     lines = [
@@ -170,8 +178,9 @@ def main() -> None:
             }
             (arguments.output / f"allreduce-np{ranks}.json").write_text(json.dumps(result, indent=1) + "\n")
             plot(lines, arguments.output / f"allreduce-np{ranks}.png", ranks)
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
     hvd.shutdown()
 
 

@@ -2,6 +2,7 @@
 // messages, in an order drawn from a seed where any is allowed.
 
 #include "horovod_cpp/engine/controller.h"
+#include "ops/collective_context.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -125,6 +126,13 @@ class Planes {
   void pass(Duration time) {
     now_ += time;
     for (int rank = 0; rank < size(); ++rank) event(rank, TimePassed{});
+  }
+  // It answers no more, and nobody knows.
+  void silence(int rank) {
+    (*this)[rank].dead = true;
+    for (auto& [link, messages] : links_) {
+      if (link.first == rank || link.second == rank) messages.clear();
+    }
   }
   void kill(int rank) {
     (*this)[rank].dead = true;
@@ -556,6 +564,69 @@ TEST(Controller, EndsTheJobWhenAStallHasItsLimitByTheClockAlone) {
     EXPECT_TRUE(planes[rank].controller.job_has_ended());
   }
   EXPECT_EQ(planes[0].look_again, kNever);
+}
+
+// Three ranks, and "x" stands on all of them; then ranks 0 and 1 begin the next use, and rank 2 answers no more.
+std::unique_ptr<Planes> planes_with_a_silent_rank(CoordinatorSettings settings) {
+  settings.standing_after = 2;
+  settings.standing_limit_bytes = 100;
+  auto planes = std::make_unique<Planes>(3, settings);
+  for (int i = 0; i < 2; ++i) {
+    planes->all_ask(request_of("x"));
+    planes->deliver_all();
+  }
+  planes->ask(0, {request_of("x")});
+  planes->ask(1, {request_of("x")});
+  planes->pass(1s);
+  planes->silence(2);
+  planes->deliver_all();
+  return planes;
+}
+
+TEST(Controller, TellsWhoIsMissingInAStandingCallThatARankNeitherBeginsNorEnds) {
+  const std::unique_ptr<Planes> planes = planes_with_a_silent_rank(usual_settings());
+  StallNoticed noticed;
+  noticed.keys.push_back(request_of("x").key);
+  (*planes).event(1, noticed);
+  planes->deliver_all();
+  ASSERT_EQ((*planes)[1].stalls.size(), 1u);
+  EXPECT_EQ((*planes)[1].stalls.front().missing, std::vector<std::int64_t>{2});
+}
+
+TEST(Controller, EndsTheJobWhenAStandingCallHasItsLimit) {
+  CoordinatorSettings settings = usual_settings();
+  settings.stall_shutdown_time = 30s;
+  const std::unique_ptr<Planes> planes = planes_with_a_silent_rank(settings);
+  EXPECT_FALSE((*planes)[0].controller.job_has_ended());
+  planes->pass(31s);
+  planes->deliver_all();
+  ASSERT_TRUE((*planes)[1].controller.job_has_ended());
+  EXPECT_NE((*planes)[1].last().error.find("'x' has waited for rank 2"), std::string::npos)
+      << (*planes)[1].last().error;
+}
+
+TEST(Controller, AStandingCallThatWasLateIsNotTakenForOneThatWaits) {
+  CoordinatorSettings settings = usual_settings();
+  settings.stall_shutdown_time = 30s;
+  settings.standing_after = 2;
+  settings.standing_limit_bytes = 100;
+  Planes planes(2, settings);
+  for (int i = 0; i < 3; ++i) {
+    planes.all_ask(request_of("x"));
+    planes.deliver_all();
+  }
+  const Response begun = planes[0].last();
+  ASSERT_TRUE(is_standing_call(begun.call));
+  planes.pass(1s);  // both have begun it, and both ask
+  planes.deliver_all();
+  for (int rank = 0; rank < 2; ++rank) planes.event(rank, CallEnded{0, begun.call, {}, 0});
+  planes.deliver_all();
+  planes.pass(60s);
+  planes.deliver_all();
+  for (int rank = 0; rank < 2; ++rank) EXPECT_FALSE(planes[rank].controller.job_has_ended());
+  planes.all_ask(request_of("x"));
+  planes.deliver_all();
+  EXPECT_FALSE(is_standing_call(planes[1].last().call)) << "it is negotiated again";
 }
 
 TEST(Controller, AnyRankMayEndTheJobAndItEndsOnce) {
