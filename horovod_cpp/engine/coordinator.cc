@@ -338,7 +338,8 @@ void Coordinator::make_room(Outbox& out) {
   if (cache_.size() <= settings_.cache_capacity) return;
   for (const CacheId id : cache_.oldest(cache_.size() - settings_.cache_capacity)) {
     const ResponseCache::Entry& entry = *cache_.find(id);
-    if (readiness_.find(entry.agreed.key) != nullptr || entry.stands) continue;
+    // What stood is kept until all have asked again: until then its number tells which use a request is.
+    if (readiness_.find(entry.agreed.key) != nullptr || entry.standing != 0) continue;
     const bool held = std::any_of(ready_.begin(), ready_.end(),
                                   [&](const Held& one) { return one.response.entries.front().cache_id == id; });
     if (held) continue;

@@ -65,6 +65,7 @@ class Drawing {
     draw_joins(batches);
     draw_order();
     draw_mishaps();
+    draw_fault_of_steady();
     draw_layouts();
     return std::move(scenario_);
   }
@@ -279,7 +280,9 @@ class Drawing {
     scenario_.options.standing_after = random.pick({0, 1, 1, 2, 4});
     scenario_.options.standing_limit_bytes = random.pick<std::size_t>({100, 1 << 20, 1 << 20});
     if (many_ranks() || !random.chance(40)) return 0;
+    has_steady_ = true;
     scenario_.waits_after_batch = true;
+    scenario_.joins_at_once = random.chance(50);
     std::vector<OperationPlan> steady;
     const int wanted = random.between(1, 2);
     for (int i = 0; i < wanted; ++i) {
@@ -301,6 +304,14 @@ class Drawing {
       if (random.chance(8) && !tensors_.empty()) add(random.pick(tensors_), batch);
     }
     return batches;
+  }
+
+  // A transfer that fails while a response stands, and some rank may end it. From a generator of its own.
+  void draw_fault_of_steady() {
+    Random random(Random::mix(scenario_.seed) + 31);
+    const bool stands = has_steady_ && scenario_.options.standing_after > 0;
+    if (!stands || control_only_ || !scenario_.is_undisturbed() || !random.chance(30)) return;
+    scenario_.fault = TransferFault{random.between(0, scenario_.ranks - 1), random.chance(50), random.between(1, 150)};
   }
 
   // Another tensor under the same name.
@@ -522,6 +533,7 @@ class Drawing {
   bool control_only_;
   Scenario scenario_;
   int usable_slots_ = 1;
+  bool has_steady_ = false;
   OperationPlan gradient_;  // what the alike ones have in common
   std::vector<OperationPlan> tensors_;
   std::map<OpKind, std::uint64_t> unnamed_;

@@ -77,6 +77,7 @@ struct Scenario {
   Duration longest_dispatch{};  ///< until a rank that is woken runs
   int steps_at_a_time = 0;      ///< a rank that runs pauses after so many steps; 0: never
   bool waits_after_batch = false;
+  bool joins_at_once = false;     ///< a rank joins while its last operations may be under way
   bool careless_removal = false;  ///< sets are removed while their operations may be under way
   std::vector<SetPlan> sets;
   std::vector<OperationPlan> operations;

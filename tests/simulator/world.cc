@@ -247,7 +247,8 @@ bool World::must_wait(int rank, const OperationPlan& plan) {
   const int batch = plan.batch;
   return std::any_of(state.open.begin(), state.open.end(), [&](std::size_t place) {
     const OperationPlan& open = plan_at(rank, place);
-    if (scenario_.waits_after_batch && open.batch < batch) return true;
+    const bool joins_at_once = scenario_.joins_at_once && plan.op == OpKind::kJoin;
+    if (scenario_.waits_after_batch && open.batch < batch && !joins_at_once) return true;
     if (open.op == plan.op && open.slot == plan.slot && open.name == plan.name) return true;
     const bool adds = open.op == OpKind::kProcessSetAdd;
     if (adds && (open.subject == plan.slot || (plan.op == OpKind::kProcessSetRemove && open.subject == plan.subject))) {
