@@ -629,6 +629,33 @@ TEST(Controller, AStandingCallThatWasLateIsNotTakenForOneThatWaits) {
   EXPECT_FALSE(is_standing_call(planes[1].last().call)) << "it is negotiated again";
 }
 
+TEST(Controller, ARankThatJoinsAsksFirstForWhatItHadBegun) {
+  CoordinatorSettings settings = usual_settings();
+  settings.standing_after = 2;
+  settings.standing_limit_bytes = 100;
+  Planes planes(2, settings);
+  for (int i = 0; i < 2; ++i) {
+    planes.all_ask(request_of("x"));
+    planes.deliver_all();
+  }
+  const Request join = request_of(std::string(kJoinName), {}, 0, OpKind::kJoin);
+  planes.ask(1, {request_of("x")});
+  const Response begun = planes[1].last();
+  ASSERT_TRUE(is_standing_call(begun.call));
+  planes.ask(1, {join});
+  planes.ask(0, {join});  // without another use of "x": it ends there
+  planes.deliver_all();
+  ASSERT_EQ(planes[1].last().call, begun.call) << "nothing is agreed while the use is in flight";
+  planes.event(1, CallEnded{0, begun.call, {}, 0, /*withdrawn=*/true});
+  planes.deliver_all();
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::vector<Response>& responses = planes[rank].responses;
+    ASSERT_GE(responses.size(), 2u);
+    EXPECT_EQ(responses[responses.size() - 2].entries.front().name, "x");
+    EXPECT_EQ(responses.back().op, OpKind::kJoin);
+  }
+}
+
 TEST(Controller, AnyRankMayEndTheJobAndItEndsOnce) {
   for (const int leaver : {0, 2}) {
     Planes planes(3);
