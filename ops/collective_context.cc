@@ -13,6 +13,9 @@ constexpr std::uint64_t kStandingChannels = (1 << 16) - kChannels;
 constexpr int kSequenceBits = 20;         // messages of one call between two ranks; the bits above tell calls apart
 constexpr int kStandingSequenceBits = 4;  // likewise, of one use
 
+// Below, a reply costs more than a copy; a setting may ask for it nevertheless.
+constexpr std::size_t kSmallestPulled = std::size_t{32} << 10;
+
 // The first message between two ranks. A channel number comes round again; the sequence then starts elsewhere, so what
 // a failed call left behind can never be taken for a message of a later one.
 TransferKey first_key(std::uint16_t process_set, std::uint64_t call) {
@@ -49,8 +52,13 @@ TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std
   transfer->key = first_key(settings_.process_set, settings_.call);
   transfer->key.sequence += counters[static_cast<std::size_t>(peer)]++;
   transfer->bytes = bytes;
+  transfer->may_be_pulled = pulls_ && bytes >= std::min(kSmallestPulled, settings_.pull_from_bytes);
   transfer->keep_alive = settings_.keep_alive;
   return transfer;
+}
+
+void CollectiveContext::pull_if_large(std::size_t collective_bytes) {
+  pulls_ = settings_.pull_from_bytes > 0 && collective_bytes >= settings_.pull_from_bytes;
 }
 
 Pending CollectiveContext::start(TransferRef transfer) {

@@ -37,6 +37,7 @@ class CollectiveContext {
     std::uint64_t call = 0;  ///< number of the call within its set: names its channel
     Priority priority = 0;
     std::size_t segment_bytes = std::size_t{256} << 10;
+    std::size_t pull_from_bytes = 0;         ///< see pull_if_large; 0: never
     std::shared_ptr<void> keep_alive;        ///< memory of the call; transports hold it as long as they need it
     HostBufferPool* buffers = nullptr;       ///< where `lease` takes from; nullptr: allocated each time
     ActivityListener* activities = nullptr;  ///< told what the call does, if anybody wants to know
@@ -50,10 +51,16 @@ class CollectiveContext {
 
   int rank() const { return rank_; }  ///< in the process set, like every rank below
   int size() const { return membership_->size(); }
+  bool on_one_host() const { return membership_->on_one_host(); }
   /// Whether it was begun before this rank knew that the others begin it: see ops/algorithms/direct_allreduce.h.
   bool is_standing() const { return is_standing_call(settings_.call); }
   std::size_t segment_bytes() const { return settings_.segment_bytes; }
   ActivityListener* activities() const { return settings_.activities; }
+
+  /// From now on, messages of a collective with so many bytes may be read from the memory of their senders where a host
+  /// allows that: one copy less for the bytes, and a reply more for each message. Equal on all ranks.
+  void pull_if_large(std::size_t collective_bytes);
+  bool pulls() const { return pulls_; }
 
   /// Each ends with a Status: arrived, or cancelled, or a lost peer. Memory stays valid until then.
   Pending send(int to, std::span<const std::byte> bytes);
@@ -81,6 +88,7 @@ class CollectiveContext {
   MembershipRef membership_;
   Settings settings_;
   int rank_;
+  bool pulls_ = false;
   std::vector<std::uint32_t> sent_;  // messages so far, by rank in the set
   std::vector<std::uint32_t> received_;
   std::vector<TransferRef> in_flight_;  // finished ones are swept out now and then

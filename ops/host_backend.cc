@@ -107,6 +107,12 @@ void fill_missing(const AllreduceCall& call, const FusedLayout& layout, std::byt
   });
 }
 
+std::size_t bytes_of(const AllreduceCall& call) {
+  return std::accumulate(
+      call.tensors.begin(), call.tensors.end(), std::size_t{0},
+      [&](std::size_t sum, const AllreduceTensor& tensor) { return sum + tensor.count * size_of(call.dtype); });
+}
+
 template <typename Call>
 Status finish_scaling(const Call& call, std::byte* data, std::size_t count, int size) {
   if (call.reduce_op == ReduceOp::kAverage) HVD_RETURN_IF_ERROR(divide(data, call.dtype, count, size));
@@ -116,18 +122,16 @@ Status finish_scaling(const Call& call, std::byte* data, std::size_t count, int 
 
 }  // namespace
 
-std::size_t fusion_bytes(const AllreduceCall& call) {
-  if (call.tensors.size() < 2) return 0;
-  return std::accumulate(
-      call.tensors.begin(), call.tensors.end(), std::size_t{0},
-      [&](std::size_t sum, const AllreduceTensor& tensor) { return sum + tensor.count * size_of(call.dtype); });
-}
+std::size_t fusion_bytes(const AllreduceCall& call) { return call.tensors.size() < 2 ? 0 : bytes_of(call); }
 
 namespace {
 
 AlgorithmFacts facts_of(const AllreduceCall& call, const CollectiveContext& context) {
-  return {call.tensors.front().count * size_of(call.dtype), context.size(), call.small_limit_bytes,
-          context.is_standing()};
+  return {.tensor_bytes = call.tensors.front().count * size_of(call.dtype),
+          .size = context.size(),
+          .small_limit_bytes = call.small_limit_bytes,
+          .standing = context.is_standing(),
+          .pulls_on_one_host = context.pulls() && context.on_one_host()};
 }
 
 // One tensor: what it is fused with would change the result.
@@ -159,6 +163,7 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
   Result<Reducer> reducer = find_reducer(call.dtype, call.reduce_op);
   if (!reducer) co_return reducer.status();
   const std::size_t element = reducer->element_bytes;
+  context.pull_if_large(bytes_of(call));
   const AllreduceAlgorithm& algorithm = select_allreduce(facts_of(call, context));
   const int parts = algorithm.uses_chunks ? context.size() : 1;
   const FusedLayout layout = layout_of(call, parts);
@@ -226,6 +231,7 @@ Task<Status> host_reducescatter(CollectiveContext& context, ReducescatterCall ca
   const bool fused = call.tensors.size() > 1;
   ScatterBuffer buffer{call.tensors.front().input, call.tensors.front().output, layout.chunks()};
   const std::size_t bytes = buffer.chunks.back();
+  context.pull_if_large(bytes);
   const auto own = static_cast<std::size_t>(context.rank());
   const std::size_t own_bytes = buffer.chunks[own + 1] - buffer.chunks[own];
   if (fused || call.prescale != 1.0) {  // the input is not to be changed
@@ -290,6 +296,7 @@ Task<Status> host_allgather(CollectiveContext& context, const std::byte* input, 
                             std::vector<std::size_t> bytes_by_rank) {
   GatherBuffer buffer{input, output, {0}};
   for (const std::size_t bytes : bytes_by_rank) buffer.blocks.push_back(buffer.blocks.back() + bytes);
+  context.pull_if_large(buffer.blocks.back());
   const AllgatherAlgorithm& algorithm = allgather_algorithms().front();
   const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
   co_return co_await algorithm.run(context, std::move(buffer));
@@ -298,6 +305,7 @@ Task<Status> host_allgather(CollectiveContext& context, const std::byte* input, 
 Task<Status> host_broadcast(CollectiveContext& context, const std::byte* input, std::byte* output, std::size_t bytes,
                             int root) {
   if (context.rank() == root && input != output && bytes > 0) std::memcpy(output, input, bytes);
+  context.pull_if_large(bytes);
   const BroadcastAlgorithm& algorithm = broadcast_algorithms().front();
   const Activity moving(context.activities(), ActivityKind::kCommunicate, algorithm.name);
   co_return co_await algorithm.run(context, {output, bytes}, root);

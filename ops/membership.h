@@ -23,6 +23,9 @@ struct Membership {
     if (found == ranks.end() || *found != global_rank) return std::nullopt;
     return static_cast<int>(found - ranks.begin());
   }
+  bool on_one_host() const {
+    return std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts.front(); });
+  }
   bool contains(int global_rank) const { return index_of(global_rank).has_value(); }
 };
 

@@ -25,6 +25,7 @@ py::dict statistics() {
   counters["control_messages_sent"] = value.control_messages_sent;
   counters["control_bytes_sent"] = value.control_bytes_sent;
   counters["data_bytes_sent"] = value.data_bytes_sent;
+  counters["data_bytes_pulled"] = value.data_bytes_pulled;
   counters["cache_hits"] = value.cache_hits;
   counters["background_cpu_nanoseconds"] = value.background_cpu_nanoseconds;
   counters["background_wakeups"] = value.background_wakeups;

@@ -363,6 +363,7 @@ int hvd_get_statistics(hvd_statistics* statistics) {
     filled.control_messages_sent = known.transport.control_messages_sent.value();
     filled.control_bytes_sent = known.transport.control_bytes_sent.value();
     filled.data_bytes_sent = known.transport.data_bytes_sent.value();
+    filled.data_bytes_pulled = known.transport.data_bytes_pulled.value();
     filled.cache_hits = known.cache_hits.value();
     filled.background_cpu_nanoseconds = here->loop().cpu_time().count();
     filled.background_wakeups = here->loop().wakeups();

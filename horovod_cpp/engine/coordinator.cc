@@ -28,9 +28,7 @@ std::vector<int> to_ranks(const Shape& shape) {
 // Few ranks of one host: there, each may deal with all others at once.
 bool is_close(const Membership& membership) {
   constexpr int most = 8;
-  const std::vector<int>& hosts = membership.hosts;
-  return membership.size() > 1 && membership.size() <= most &&
-         std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts.front(); });
+  return membership.size() > 1 && membership.size() <= most && membership.on_one_host();
 }
 
 // At most two letters more, less or other (Levenshtein distance, by the usual row after row).

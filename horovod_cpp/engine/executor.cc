@@ -167,6 +167,7 @@ void Executor::start(Lane& lane, CallRef call) {
   settings.call = response.call;
   settings.priority = call->priority;
   settings.segment_bytes = options_.segment_bytes;
+  settings.pull_from_bytes = options_.pull_from_bytes;
   settings.keep_alive = call;
   settings.buffers = &buffers_;
   if (is_on(timeline_)) {

@@ -9,6 +9,7 @@
 #include "ops/algorithms/barrier_dissemination.h"
 #include "ops/algorithms/broadcast_binomial.h"
 #include "ops/algorithms/direct_allreduce.h"
+#include "ops/algorithms/in_turn_allreduce.h"
 #include "ops/algorithms/recursive_doubling.h"
 #include "ops/algorithms/reducescatter_ring.h"
 #include "ops/algorithms/ring_allreduce.h"
@@ -27,11 +28,17 @@ bool fits_direct(const AlgorithmFacts& facts) {
 }
 bool fits_direct_scatter(const AlgorithmFacts& facts) { return facts.standing && facts.size > 2 && fits_small(facts); }
 bool fits_direct_scatter_as_ring(const AlgorithmFacts& facts) { return facts.standing && !fits_small(facts); }
+// In the order of the ring, so that it may depend on what a tensor is fused with.
+bool fits_in_turn(const AlgorithmFacts& facts) {
+  constexpr int most_ranks = 8;  // each offers a message to each for every segment
+  return facts.pulls_on_one_host && facts.size <= most_ranks && !fits_small(facts);
+}
 
 constexpr std::array kAllreduce{
     AllreduceAlgorithm{"direct", direct_allreduce, fits_direct, false},
     AllreduceAlgorithm{"direct_scatter", direct_scatter_allreduce, fits_direct_scatter, true},
     AllreduceAlgorithm{"direct_scatter_as_ring", direct_scatter_allreduce_as_ring, fits_direct_scatter_as_ring, true},
+    AllreduceAlgorithm{"in_turn", in_turn_allreduce, fits_in_turn, true},
     AllreduceAlgorithm{"recursive_doubling", recursive_doubling_allreduce, fits_small, false},
     AllreduceAlgorithm{"ring", ring_allreduce, fits_any, true},
 };

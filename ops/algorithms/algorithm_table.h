@@ -13,7 +13,8 @@ struct AlgorithmFacts {
   std::size_t tensor_bytes = 0;  ///< of one tensor, not of what it is fused with
   int size = 1;
   std::size_t small_limit_bytes = 0;
-  bool standing = false;  ///< begun before it is known that all ranks begin it
+  bool standing = false;           ///< begun before it is known that all ranks begin it
+  bool pulls_on_one_host = false;  ///< all ranks share a host, and may read each other's memory
 };
 
 struct AllreduceAlgorithm {

@@ -89,6 +89,7 @@ TransportStatistics Fabric::statistics() const {
     sum.control_messages_sent.add(one.control_messages_sent.value());
     sum.control_bytes_sent.add(one.control_bytes_sent.value());
     sum.data_bytes_sent.add(one.data_bytes_sent.value());
+    sum.data_bytes_pulled.add(one.data_bytes_pulled.value());
   }
   return sum;
 }

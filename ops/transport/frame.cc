@@ -10,7 +10,7 @@ namespace hvd {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x31445648;  // "HVD1"
-constexpr std::uint16_t kVersion = 1;
+constexpr std::uint16_t kVersion = 2;
 constexpr std::size_t kCheckedBytes = 40;  // what the header checksum covers
 
 // Little-endian memory order on every machine that the project supports.

@@ -11,11 +11,14 @@
 namespace hvd {
 
 enum class FrameKind : std::uint16_t {
-  kControl = 1,  ///< a control message, checksummed
-  kEager = 2,    ///< a small transfer, sent before it is asked for
-  kCredit = 3,   ///< "my receive of `bytes` is posted": no payload
-  kBulk = 4,     ///< a transfer that had its credit
-  kGoodbye = 5,  ///< the last frame
+  kControl = 1,    ///< a control message, checksummed
+  kEager = 2,      ///< a small transfer, sent before it is asked for
+  kCredit = 3,     ///< "my receive is posted, of which `bytes` are still to come": no payload
+  kBulk = 4,       ///< a transfer that had its credit
+  kOffer = 5,      ///< "`bytes` lie in my memory for you to pull": the payload is their address
+  kTaken = 6,      ///< "your offer is used up": no payload
+  kWithdrawn = 7,  ///< "of my offer nothing more is wanted": no payload, answered by kTaken
+  kGoodbye = 8,    ///< the last frame
 };
 
 struct FrameHeader {
@@ -27,7 +30,7 @@ struct FrameHeader {
   std::uint16_t channel = 0;
   std::uint32_t sender = 0;  ///< global rank
   std::uint32_t sequence = 0;
-  std::uint64_t bytes = 0;        ///< of the payload; of the transfer for a credit
+  std::uint64_t bytes = 0;        ///< of the payload; of the transfer for a credit or an offer
   std::uint32_t payload_crc = 0;  ///< control messages; 0 otherwise
 };
 
@@ -52,7 +55,20 @@ constexpr std::size_t padding_after(std::uint64_t bytes) {
 
 /// Payload bytes that follow the header itself.
 constexpr std::uint64_t payload_bytes(const FrameHeader& header) {
-  return header.kind == FrameKind::kCredit || header.kind == FrameKind::kGoodbye ? 0 : header.bytes;
+  switch (header.kind) {
+    case FrameKind::kControl:
+    case FrameKind::kEager:
+    case FrameKind::kBulk:
+      return header.bytes;
+    case FrameKind::kOffer:
+      return sizeof(std::uint64_t);
+    case FrameKind::kCredit:
+    case FrameKind::kTaken:
+    case FrameKind::kWithdrawn:
+    case FrameKind::kGoodbye:
+      return 0;
+  }
+  return 0;
 }
 
 }  // namespace hvd

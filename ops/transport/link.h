@@ -4,12 +4,20 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
 #include <horovod_cpp/status.h>
 
 namespace hvd {
+
+/// How an attempt to read the memory of a peer went.
+enum class Pulled : std::uint8_t {
+  kAll,
+  kRefused,  ///< this memory cannot be read from here; the peer has to send it
+  kGone,     ///< the peer may have let go of the memory: what was read means nothing
+};
 
 class Link {
  public:
@@ -24,6 +32,10 @@ class Link {
   virtual void consume(std::size_t count) = 0;
   /// Reads straight into `place`, past `peek`, where that saves a copy; 0 when the link has nothing better.
   virtual std::size_t read_into(std::span<std::byte> /*place*/) { return 0; }
+  /// Whether both sides can read each other's memory; the same on both, and for as long as the link lives.
+  virtual bool can_pull() const { return false; }
+  /// Copies what lies at `address` in the memory of the peer, which has offered it, without the peer's help.
+  virtual Pulled pull(std::uint64_t /*address*/, std::span<std::byte> /*place*/) { return Pulled::kRefused; }
   /// Wakes the peer if it sleeps and something was written or consumed since the last call.
   virtual void ring() = 0;
   /// After the owner said that it sleeps: true when there is something to read, or room for what did not fit.

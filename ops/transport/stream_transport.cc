@@ -13,6 +13,7 @@ namespace hvd {
 namespace {
 
 constexpr std::size_t kInlinePayload = 1024;  // up to here a payload is copied behind its header: one write
+constexpr std::size_t kPullPiece = std::size_t{64} << 10;  // is combined while it lies in the cache
 constexpr std::array<std::byte, kFrameAlignment> kPadding{};
 static_assert((kRingShiftBytes + kFrameHeaderBytes) % kFrameAlignment == 0, "payloads are to be aligned");
 
@@ -40,7 +41,11 @@ std::vector<std::byte> head_alone(const FrameHeader& header) {
 StreamTransport::StreamTransport(Settings settings, std::unique_ptr<Wakeup> wakeup)
     : settings_(std::move(settings)), wakeup_(std::move(wakeup)), peers_(static_cast<std::size_t>(settings_.size)) {}
 
-StreamTransport::~StreamTransport() = default;
+StreamTransport::~StreamTransport() {
+  for (Peer* peer : active_) {
+    if (peer->lost.ok() && !peer->offered.empty()) peer->link->close();  // before the memory is let go
+  }
+}
 
 void StreamTransport::add_peer(int rank, std::unique_ptr<Link> link) {
   auto peer = std::make_unique<Peer>();
@@ -83,7 +88,8 @@ void StreamTransport::say_goodbye(int rank) {
 
 bool StreamTransport::flushed() const {
   return std::all_of(active_.begin(), active_.end(), [](const Peer* peer) {
-    return !peer->lost.ok() || (!peer->current && peer->control_out.empty() && peer->data_out.empty());
+    return !peer->lost.ok() ||
+           (!peer->current && peer->control_out.empty() && peer->data_out.empty() && peer->offered.empty());
   });
 }
 
@@ -95,6 +101,10 @@ void StreamTransport::do_start(const TransferRef& transfer) {
   }
   if (transfer->direction == Transfer::Direction::kReceive) {
     start_receive(peer, transfer);
+    return;
+  }
+  if (is_pulled(peer, *transfer)) {
+    offer(peer, transfer);
     return;
   }
   if (transfer->bytes <= settings_.eager_limit_bytes) {
@@ -116,18 +126,47 @@ void StreamTransport::do_start(const TransferRef& transfer) {
   send_credited(peer, transfer->key, credited);
 }
 
-void StreamTransport::queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer) {
-  const FrameHeader header = header_for(kind, transfer->key, transfer->bytes);
-  if (transfer->bytes <= kInlinePayload) {
-    peer.data_out.push_back({head_with_payload(header, {transfer->data, transfer->bytes}), nullptr});
+void StreamTransport::offer(Peer& peer, const TransferRef& transfer) {
+  if (peer.left) {
+    transfer->complete(lost_status(peer, Status::internal("it has left the job")));
+    return;
+  }
+  peer.offered.emplace(transfer->key, transfer);
+  const auto address = reinterpret_cast<std::uint64_t>(transfer->data);
+  queue_control(peer, FrameKind::kOffer, transfer->key, transfer->bytes, std::as_bytes(std::span(&address, 1)));
+}
+
+// What of the transfer comes before `begin` has gone another way.
+void StreamTransport::queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer, std::size_t begin) {
+  const std::size_t bytes = transfer->bytes - begin;
+  const FrameHeader header = header_for(kind, transfer->key, bytes);
+  if (bytes <= kInlinePayload) {
+    peer.data_out.push_back({head_with_payload(header, {transfer->data + begin, bytes}), nullptr});
     transfer->complete({});
   } else {
-    peer.data_out.push_back({head_alone(header), transfer, padding_after(transfer->bytes)});
+    peer.data_out.push_back({head_alone(header), transfer, begin, padding_after(bytes)});
   }
   write(peer);
 }
 
+void StreamTransport::queue_control(Peer& peer, FrameKind kind, const TransferKey& key, std::uint64_t bytes,
+                                    std::span<const std::byte> payload) {
+  peer.control_out.push_back({head_with_payload(header_for(kind, key, bytes), payload), nullptr});
+  write(peer);
+}
+
 void StreamTransport::send_credited(Peer& peer, const TransferKey& key, std::uint64_t credited) {
+  if (const auto refused = peer.offered.find(key); refused != peer.offered.end()) {
+    const TransferRef transfer = std::move(refused->second);
+    peer.offered.erase(refused);
+    if (credited > transfer->bytes) {
+      transfer->complete(Status::internal(
+          fmt::format("rank {} asks for {} bytes of {} that it was offered", peer.rank, credited, transfer->bytes)));
+    } else {
+      queue_data(peer, FrameKind::kBulk, transfer, transfer->bytes - static_cast<std::size_t>(credited));
+    }
+    return;
+  }
   const auto waiting = peer.sends_without_credit.find(key);
   if (waiting == peer.sends_without_credit.end()) {
     peer.credits_without_send[key] = credited;
@@ -165,11 +204,10 @@ bool StreamTransport::write(Peer& peer) {
 bool StreamTransport::write_current(Peer& peer, std::size_t& budget) {
   Outgoing& out = *peer.current;
   std::span<const std::byte> stretch;
-  const std::size_t body = out.transfer ? out.transfer->bytes : 0;
   if (out.written < out.head.size()) {
     stretch = std::span<const std::byte>(out.head).subspan(out.written);
-  } else if (out.written < out.head.size() + body) {
-    stretch = {out.transfer->data + (out.written - out.head.size()), body - (out.written - out.head.size())};
+  } else if (const std::size_t sent = out.written - out.head.size(); sent < out.body()) {
+    stretch = {out.transfer->data + out.begin + sent, out.body() - sent};
   } else {
     stretch = std::span(kPadding).first(out.total() - out.written);
   }
@@ -201,13 +239,98 @@ void StreamTransport::start_receive(Peer& peer, const TransferRef& transfer) {
     transfer->complete({});
     return;
   }
+  if (const auto offered = peer.offers.find(transfer->key); offered != peer.offers.end()) {
+    const Offer offer = offered->second;
+    peer.offers.erase(offered);
+    match_offer(peer, offer, transfer);
+    return;
+  }
   if (peer.left) {
     transfer->complete(lost_status(peer, Status::internal("it has left the job")));
     return;
   }
   peer.receives.emplace(transfer->key, transfer);
-  if (transfer->bytes > settings_.eager_limit_bytes) grant_credit(peer, transfer->key, transfer->bytes);
+  if (transfer->bytes > settings_.eager_limit_bytes && !is_pulled(peer, *transfer)) {
+    queue_control(peer, FrameKind::kCredit, transfer->key, transfer->bytes);
+  }
 }
+
+// ---- pulled ---------------------------------------------------------------------------------------------------------
+
+Status StreamTransport::take_offer(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload) {
+  if (!peer.link->can_pull()) return Status::internal("it offers memory that cannot be read from here");
+  Offer offer{0, header.bytes};
+  std::memcpy(&offer.address, payload.data(), sizeof offer.address);
+  const TransferKey key = key_of(header);
+  if (const auto posted = peer.receives.find(key); posted != peer.receives.end()) {
+    const TransferRef transfer = std::move(posted->second);
+    peer.receives.erase(posted);
+    match_offer(peer, offer, transfer);
+  } else if (peer.abandoned.erase(key) > 0) {
+    queue_control(peer, FrameKind::kTaken, key, 0);
+  } else {
+    peer.offers.emplace(key, offer);
+  }
+  return {};
+}
+
+void StreamTransport::match_offer(Peer& peer, const Offer& offer, const TransferRef& transfer) {
+  if (offer.bytes == transfer->bytes) {
+    peer.pulls.push_back({transfer, offer.address});
+    return;
+  }
+  queue_control(peer, FrameKind::kTaken, transfer->key, 0);
+  transfer->complete(size_mismatch(peer.rank, offer.bytes, transfer->bytes));
+}
+
+bool StreamTransport::pull(Peer& peer) {
+  std::size_t budget = settings_.budget_bytes;
+  const bool any = !peer.pulls.empty();
+  while (budget > 0 && !peer.pulls.empty()) {
+    const Pull current = peer.pulls.front();
+    const std::size_t left = current.transfer->bytes - current.transfer->delivered();
+    const bool combines = current.transfer->arrival.combine != nullptr;
+    const std::size_t bytes = std::min({left, budget, combines ? kPullPiece : left});
+    switch (pull_piece(peer, current, bytes)) {
+      case Pulled::kAll:
+        budget -= bytes;
+        if (bytes < left) continue;
+        peer.pulls.pop_front();
+        queue_control(peer, FrameKind::kTaken, current.transfer->key, 0);
+        current.transfer->complete({});
+        break;
+      case Pulled::kRefused:
+        peer.pulls.pop_front();
+        peer.receives.emplace(current.transfer->key, current.transfer);
+        queue_control(peer, FrameKind::kCredit, current.transfer->key, left);
+        break;
+      case Pulled::kGone:
+        lose(peer, Status::internal("it ended while its memory was read"));
+        return true;
+    }
+  }
+  if (any && !holds_bells_) peer.link->ring();
+  return any;
+}
+
+Pulled StreamTransport::pull_piece(Peer& peer, const Pull& pull, std::size_t bytes) {
+  Transfer& transfer = *pull.transfer;
+  const std::uint64_t address = pull.address + transfer.delivered();
+  const bool combines = transfer.arrival.combine != nullptr;
+  if (combines) pulled_.resize(kPullPiece);
+  const std::span<std::byte> place(combines ? pulled_.data() : transfer.arrival.out + transfer.delivered(), bytes);
+  const Pulled result = peer.link->pull(address, place);
+  if (result != Pulled::kAll) return result;
+  count_pulled(bytes);
+  if (combines) {
+    transfer.deliver(place);
+  } else {
+    transfer.skip(bytes);
+  }
+  return result;
+}
+
+// ---- coming in by the stream ----------------------------------------------------------------------------------------
 
 // The message may have begun to arrive before anybody asked for it: its rest then goes straight to its place.
 bool StreamTransport::adopt_frame_under_way(Peer& peer, const TransferRef& transfer) {
@@ -224,11 +347,6 @@ bool StreamTransport::adopt_frame_under_way(Peer& peer, const TransferRef& trans
   }
   in.buffered.clear();
   return true;
-}
-
-void StreamTransport::grant_credit(Peer& peer, const TransferKey& key, std::uint64_t bytes) {
-  peer.control_out.push_back({head_with_payload(header_for(FrameKind::kCredit, key, bytes), {}), nullptr});
-  write(peer);
 }
 
 bool StreamTransport::read(Peer& peer) {
@@ -293,7 +411,7 @@ Status StreamTransport::begin_frame(Peer& peer) {
   in.padding_left = padding_after(in.payload_left);
   in.discard = header.generation != settings_.generation;
   if (!in.discard) {
-    if (header.kind == FrameKind::kControl) {
+    if (header.kind == FrameKind::kControl || header.kind == FrameKind::kOffer) {
       in.buffered.reserve(static_cast<std::size_t>(in.payload_left));
     } else if (header.kind == FrameKind::kEager || header.kind == FrameKind::kBulk) {
       HVD_RETURN_IF_ERROR(begin_transfer(peer, key_of(header)));
@@ -309,7 +427,7 @@ Status StreamTransport::begin_transfer(Peer& peer, const TransferKey& key) {
   if (posted != peer.receives.end()) {
     in.transfer = std::move(posted->second);
     peer.receives.erase(posted);
-    if (in.transfer->bytes == in.header.bytes) return {};
+    if (in.transfer->bytes - in.transfer->delivered() == in.header.bytes) return {};
     in.transfer->complete(size_mismatch(peer.rank, in.header.bytes, in.transfer->bytes));
     in.transfer.reset();
     in.discard = true;
@@ -375,6 +493,19 @@ Status StreamTransport::end_frame(Peer& peer) {
     case FrameKind::kCredit:
       send_credited(peer, key_of(in.header), in.header.bytes);
       return {};
+    case FrameKind::kOffer:
+      return take_offer(peer, in.header, in.buffered);
+    case FrameKind::kTaken:
+      if (const auto taken = peer.offered.find(key_of(in.header)); taken != peer.offered.end()) {
+        const TransferRef transfer = std::move(taken->second);
+        peer.offered.erase(taken);
+        transfer->complete({});
+      }
+      return {};
+    case FrameKind::kWithdrawn:
+      // What has found its receive is answered when that has ended.
+      if (peer.offers.erase(key_of(in.header)) > 0) queue_control(peer, FrameKind::kTaken, key_of(in.header), 0);
+      return {};
     case FrameKind::kGoodbye:
       peer.left = true;  // it still reads: what is on its way out goes on, our own goodbye at the latest
       end_awaited(peer, lost_status(peer, Status::internal("it has left the job")));
@@ -392,6 +523,8 @@ bool StreamTransport::progress() {
   for (Peer* peer : active_) {
     if (!peer->lost.ok()) continue;
     if (read(*peer)) moved = true;
+    if (!peer->lost.ok()) continue;
+    if (pull(*peer)) moved = true;
     if (!peer->lost.ok()) continue;
     if (write(*peer)) moved = true;
     if (const Status failure = peer->link->failure(); !failure.ok()) {
@@ -419,7 +552,7 @@ bool StreamTransport::arm() {
   }
   if (wrote) return false;
   return std::none_of(active_.begin(), active_.end(),
-                      [](Peer* peer) { return peer->lost.ok() && peer->link->has_news(); });
+                      [](Peer* peer) { return peer->lost.ok() && (!peer->pulls.empty() || peer->link->has_news()); });
 }
 
 void StreamTransport::disarm() { wakeup_->set_sleeping(false); }
@@ -445,9 +578,14 @@ void StreamTransport::end_awaited(Peer& peer, const Status& status) {
   std::vector<TransferRef> ended;
   for (auto& [key, transfer] : peer.receives) ended.push_back(transfer);
   for (auto& [key, transfer] : peer.sends_without_credit) ended.push_back(transfer);
+  for (auto& [key, transfer] : peer.offered) ended.push_back(transfer);
+  for (const Pull& pull : peer.pulls) ended.push_back(pull.transfer);
   if (peer.in.transfer) ended.push_back(peer.in.transfer);
   peer.receives.clear();
   peer.sends_without_credit.clear();
+  peer.offered.clear();
+  peer.offers.clear();
+  peer.pulls.clear();
   for (const TransferRef& transfer : ended) transfer->complete(status);
 }
 
@@ -469,9 +607,13 @@ void StreamTransport::cancel(const TransferRef& transfer, const Status& status) 
   Peer& peer = peer_of(transfer->peer);
   if (transfer->direction == Transfer::Direction::kReceive) {
     if (peer.receives.erase(transfer->key) > 0) peer.abandoned.insert(transfer->key);
+    if (std::erase_if(peer.pulls, [&](const Pull& pull) { return pull.transfer == transfer; }) > 0) {
+      queue_control(peer, FrameKind::kTaken, transfer->key, 0);
+    }
   } else {
     peer.sends_without_credit.erase(transfer->key);
     std::erase_if(peer.data_out, [&](const Outgoing& out) { return out.transfer == transfer; });
+    if (peer.offered.contains(transfer->key)) queue_control(peer, FrameKind::kWithdrawn, transfer->key, 0);
   }
   transfer->complete(status);  // a frame that is half-way out keeps the transfer, and so its memory, until it is out
 }

@@ -1,9 +1,16 @@
 // The transport protocol over byte streams, one Link a peer: control messages, small transfers sent eagerly, large
-// ones when the receiver has given credit. In-process memory, shared memory and TCP differ only in their links.
-// Runs under the Turn.
+// ones when the receiver has given credit, or pulled by the receiver where its link can read the memory of the peer.
+// In-process memory, shared memory and TCP differ only in their links. Runs under the Turn.
 //
 // Credit keeps a stream free of bytes that nobody has asked for, so a call that waits never blocks another one
 // behind it; it also lets payloads go straight to (or be reduced into) their place.
+//
+//   sender                                      receiver
+//   offer: address and length            ->     copies, once it has a receive for it
+//   lets go of the memory                <-     taken
+// A receiver that cannot read that memory gives credit for what is left, which then comes by the stream. A sender that
+// is cancelled withdraws its offer and keeps the memory until that was answered; a link that ends says so before its
+// sender lets go of any, and what was pulled meanwhile is not delivered.
 #pragma once
 
 #include <deque>
@@ -59,9 +66,11 @@ class StreamTransport final : public Transport {
   struct Outgoing {
     std::vector<std::byte> head;
     TransferRef transfer;
+    std::size_t begin = 0;  // of what is sent of it
     std::size_t padding = 0;
     std::size_t written = 0;
-    std::size_t total() const { return head.size() + (transfer ? transfer->bytes + padding : 0); }
+    std::size_t body() const { return transfer ? transfer->bytes - begin : 0; }
+    std::size_t total() const { return head.size() + body() + padding; }
   };
   // Where the payload of the frame that is arriving goes.
   struct Incoming {
@@ -75,6 +84,16 @@ class StreamTransport final : public Transport {
     bool discard = false;
     bool in_frame() const { return header_bytes == kFrameHeaderBytes; }
   };
+  // What the peer has offered.
+  struct Offer {
+    std::uint64_t address = 0;
+    std::uint64_t bytes = 0;
+  };
+  // An offer that has found its receive.
+  struct Pull {
+    TransferRef transfer;
+    std::uint64_t address = 0;
+  };
   struct Peer {
     int rank = -1;
     std::unique_ptr<Link> link;
@@ -85,6 +104,9 @@ class StreamTransport final : public Transport {
     std::map<TransferKey, std::vector<std::byte>> unexpected;
     std::map<TransferKey, TransferRef> sends_without_credit;
     std::map<TransferKey, std::uint64_t> credits_without_send;
+    std::map<TransferKey, TransferRef> offered;  // sends; one that has ended keeps its memory until it is answered
+    std::map<TransferKey, Offer> offers;         // that nobody has asked for yet
+    std::deque<Pull> pulls;
     std::set<TransferKey> abandoned;  // receives that were cancelled; what still comes for them is dropped
     Incoming in;
     bool said_goodbye = false;
@@ -103,9 +125,18 @@ class StreamTransport final : public Transport {
   Status end_frame(Peer& peer);
   void take_payload(Peer& peer, std::span<const std::byte> piece);
   std::size_t read_payload_in_place(Peer& peer);
-  void grant_credit(Peer& peer, const TransferKey& key, std::uint64_t bytes);
   void send_credited(Peer& peer, const TransferKey& key, std::uint64_t credited);
-  void queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer);
+  void queue_data(Peer& peer, FrameKind kind, const TransferRef& transfer, std::size_t begin = 0);
+  static bool is_pulled(const Peer& peer, const Transfer& transfer) {
+    return transfer.may_be_pulled && peer.link->can_pull();
+  }
+  void queue_control(Peer& peer, FrameKind kind, const TransferKey& key, std::uint64_t bytes,
+                     std::span<const std::byte> payload = {});
+  void offer(Peer& peer, const TransferRef& transfer);
+  Status take_offer(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload);
+  void match_offer(Peer& peer, const Offer& offer, const TransferRef& transfer);
+  bool pull(Peer& peer);
+  Pulled pull_piece(Peer& peer, const Pull& pull, std::size_t bytes);
   bool adopt_frame_under_way(Peer& peer, const TransferRef& transfer);
   void start_receive(Peer& peer, const TransferRef& transfer);
   void lose(Peer& peer, const Status& status);
@@ -117,6 +148,7 @@ class StreamTransport final : public Transport {
   std::unique_ptr<Wakeup> wakeup_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by global rank; nullptr: not reached by this transport
   std::vector<Peer*> active_;
+  std::vector<std::byte> pulled_;  // the last piece that has to be combined
   bool holds_bells_ = false;
 };
 

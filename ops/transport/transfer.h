@@ -46,6 +46,7 @@ class Transfer {
   int peer = -1;  ///< global rank
   TransferKey key;
   std::size_t bytes = 0;
+  bool may_be_pulled = false;        ///< the receiver may read the sender's memory; equal at both ends
   const std::byte* data = nullptr;   ///< send: what to send
   Arrival arrival;                   ///< receive: where to
   std::shared_ptr<void> keep_alive;  ///< held until the transport has let go of the memory

@@ -34,6 +34,7 @@ struct TransportStatistics {
   Counter control_messages_sent;
   Counter control_bytes_sent;
   Counter data_bytes_sent;
+  Counter data_bytes_pulled;  ///< read from the memory of peers; a part of what these have sent
 };
 
 class Transport {
@@ -100,6 +101,7 @@ class Transport {
   /// the checksum that came with it: what the peer sends is not to be trusted any more.
   Status deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc);
   TransportEvents& events() { return *events_; }
+  void count_pulled(std::size_t bytes) { statistics_.data_bytes_pulled.add(static_cast<std::int64_t>(bytes)); }
   /// For a transport before another one: gives on what has passed the fault hook and was counted.
   static void hand_on(Transport& next, const TransferRef& transfer) { next.do_start(transfer); }
   static void hand_on(Transport& next, int peer, std::vector<std::byte> message, std::uint32_t crc) {

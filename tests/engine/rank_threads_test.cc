@@ -17,22 +17,37 @@ std::vector<float> ramp(std::size_t count, int rank) {
   return values;
 }
 
-TEST(RankThreads, SumOfAllRanksArrivesOnEachOfThem) {
-  for (const int size : {1, 2, 3, 4, 8}) {
-    run_ranks(size, [size](TestRank& hvd) {
-      for (const std::size_t count : {std::size_t{1}, std::size_t{1000}, std::size_t{100'003}}) {
-        std::vector<float> result(count);
-        const std::vector<float> input = ramp(count, hvd.rank());
-        const Status status = hvd.allreduce("x", input, result);
-        ASSERT_TRUE(status.ok()) << status.text();
-        for (std::size_t i = 0; i < count; ++i) {
-          const float expected =
-              static_cast<float>(i % 97) * static_cast<float>(size) + static_cast<float>(size * (size - 1) / 2);
-          ASSERT_EQ(result[i], expected) << "element " << i << " of " << count << " on " << size << " ranks";
-        }
+TestRank::Settings pulls_from(std::size_t bytes) {
+  TestRank::Settings settings;
+  settings.options.pull_from_bytes = bytes;
+  return settings;
+}
+
+void expect_sums(int size, std::size_t pull_from) {
+  const auto body = [&](TestRank& hvd) {
+    for (const std::size_t count : {std::size_t{1}, std::size_t{1000}, std::size_t{100'003}}) {
+      std::vector<float> result(count);
+      const std::vector<float> input = ramp(count, hvd.rank());
+      const Status status = hvd.allreduce("x", input, result);
+      ASSERT_TRUE(status.ok()) << status.text();
+      for (std::size_t i = 0; i < count; ++i) {
+        const float expected =
+            static_cast<float>(i % 97) * static_cast<float>(size) + static_cast<float>(size * (size - 1) / 2);
+        ASSERT_EQ(result[i], expected) << "element " << i << " of " << count << " on " << size << " ranks";
       }
-    });
-  }
+    }
+    const bool pulled = hvd.runtime().statistics().transport.data_bytes_pulled.value() > 0;
+    EXPECT_EQ(pulled, size > 1 && pull_from > 0);
+  };
+  run_ranks(size, body, pulls_from(pull_from));
+}
+
+TEST(RankThreads, SumOfAllRanksArrivesOnEachOfThem) {
+  for (const int size : {1, 2, 3, 4, 8}) expect_sums(size, 0);
+}
+
+TEST(RankThreads, SumsArriveWhereRanksReadEachOthersMemory) {
+  for (const int size : {2, 3, 4, 8}) expect_sums(size, 1);
 }
 
 TEST(RankThreads, AMismatchIsAnErrorOnEveryRankAndTheJobGoesOn) {
@@ -47,8 +62,8 @@ TEST(RankThreads, AMismatchIsAnErrorOnEveryRankAndTheJobGoesOn) {
   });
 }
 
-TEST(RankThreads, ManyTensorsInDifferentOrders) {
-  run_ranks(4, [](TestRank& hvd) {
+void reduce_many_tensors_in_different_orders(const TestRank::Settings& settings) {
+  const auto body = [](TestRank& hvd) {
     constexpr int tensors = 200;
     std::vector<std::vector<float>> values;
     std::vector<Result<HandleRef>> handles;
@@ -66,7 +81,14 @@ TEST(RankThreads, ManyTensorsInDifferentOrders) {
     }
     for (const auto& tensor : values) EXPECT_EQ(tensor.back(), 1.0f);
     EXPECT_LE(hvd.runtime().statistics().executor.collective_calls.value(), 3 * tensors);
-  });
+  };
+  run_ranks(4, body, settings);
+}
+
+TEST(RankThreads, ManyTensorsInDifferentOrders) { reduce_many_tensors_in_different_orders({}); }
+
+TEST(RankThreads, ManyTensorsInDifferentOrdersWhereRanksReadEachOthersMemory) {
+  reduce_many_tensors_in_different_orders(pulls_from(1));
 }
 
 // Where no core is free the background thread takes its time, but it comes.

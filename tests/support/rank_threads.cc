@@ -92,7 +92,7 @@ Status TestRank::wait(const Result<HandleRef>& handle) {
 }
 
 void run_ranks(int size, const std::function<void(TestRank&)>& body, TestRank::Settings settings) {
-  InprocNetwork network(size);
+  InprocNetwork network(size, std::size_t{256} << 10, true);
   std::vector<std::unique_ptr<TestRank>> ranks;
   for (int rank = 0; rank < size; ++rank) ranks.push_back(std::make_unique<TestRank>(network, rank, settings));
   {

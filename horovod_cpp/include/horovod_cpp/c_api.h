@@ -282,6 +282,7 @@ typedef struct hvd_statistics {
   int64_t standing_calls_withdrawn;  /* of these: negotiated after all, as not all ranks began them */
   int64_t nccl_registered_bytes;     /* of device memory that is registered with NCCL now, for fused calls */
   int64_t nccl_registrations_failed; /* process sets whose fused calls go without, as this rank could not register */
+  int64_t data_bytes_pulled;         /* read from the memory of ranks on this host, instead of from what they sent */
 } hvd_statistics;
 
 HVD_API int hvd_get_statistics(hvd_statistics* statistics);

@@ -17,6 +17,7 @@ struct Options {
   std::size_t small_limit_bytes = std::size_t{64} << 10;        ///< agreed: up to here, recursive doubling
   std::size_t standing_limit_bytes = std::size_t{64} << 10;     ///< up to here, a repeated call may need no negotiation
   int standing_after = 8;                                       ///< after so many calls alone in a row; 0: never
+  std::size_t pull_from_bytes = std::size_t{2} << 20;           ///< agreed: from here, a host copies once; 0: never
   std::size_t segment_bytes = std::size_t{256} << 10;           ///< agreed: piece of a chunk in flight
   std::chrono::microseconds spin_time{50};                      ///< how long a waiter looks before it sleeps
   std::chrono::seconds stall_check_time{60};                    ///< 0: no stall check

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 #include "common/check.h"
@@ -32,18 +33,20 @@ struct InprocNetwork::Ring {
   ByteRingControl control;
   std::byte* memory;  // not touched before it is used
   std::size_t size;
-  std::atomic<bool> closed{false};  // by its writer
+  std::atomic<bool> closed{false};        // by its writer
+  Guarded<bool> memory_is_closed{false};  // of the writer; held while the reader pulls from it
 };
 
 class InprocLink final : public Link {
  public:
   InprocLink(std::shared_ptr<InprocNetwork::Rank> peer, std::shared_ptr<InprocNetwork::Ring> out,
-             std::shared_ptr<InprocNetwork::Ring> in)
+             std::shared_ptr<InprocNetwork::Ring> in, bool pulls)
       : peer_(std::move(peer)),
         out_(std::move(out)),
         in_(std::move(in)),
         writer_(out_->control, {out_->memory, out_->size}),
-        reader_(in_->control, {in_->memory, in_->size}) {}
+        reader_(in_->control, {in_->memory, in_->size}),
+        pulls_(pulls) {}
 
   std::size_t write_some(std::span<const std::byte> bytes) override {
     const std::size_t count = writer_.write_some(bytes);
@@ -54,6 +57,14 @@ class InprocLink final : public Link {
   void consume(std::size_t count) override {
     reader_.consume(count);
     if (reader_.writer_is_blocked()) made_room_ = true;
+  }
+  bool can_pull() const override { return pulls_; }
+  Pulled pull(std::uint64_t address, std::span<std::byte> place) override {
+    return in_->memory_is_closed.with([&](const bool& closed) {
+      if (closed || peer_->gone.load()) return Pulled::kGone;
+      if (!place.empty()) std::memcpy(place.data(), reinterpret_cast<const std::byte*>(address), place.size());
+      return Pulled::kAll;
+    });
   }
   void ring() override {
     const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
@@ -67,6 +78,7 @@ class InprocLink final : public Link {
     return Status::internal(peer_->gone.load() ? "its process has gone" : "it has closed the connection");
   }
   void close() override {
+    out_->memory_is_closed.with([](bool& closed) { closed = true; });
     out_->closed.store(true);
     peer_->wake();
   }
@@ -79,6 +91,7 @@ class InprocLink final : public Link {
   std::shared_ptr<InprocNetwork::Ring> in_;
   ByteRingWriter writer_;
   ByteRingReader reader_;
+  bool pulls_;
   bool wrote_ = false;      // since the last ring
   bool made_room_ = false;  // for a writer that found none
 };
@@ -102,7 +115,8 @@ class InprocWakeup final : public Wakeup {
   InprocNetwork::Rank& self_;
 };
 
-InprocNetwork::InprocNetwork(int size, std::size_t ring_bytes) : ring_bytes_(std::bit_ceil(ring_bytes)) {
+InprocNetwork::InprocNetwork(int size, std::size_t ring_bytes, bool pulls)
+    : ring_bytes_(std::bit_ceil(ring_bytes)), pulls_(pulls) {
   const auto ranks = static_cast<std::size_t>(size);
   for (std::size_t i = 0; i < ranks; ++i) ranks_.push_back(std::make_shared<Rank>());
   for (std::size_t i = 0; i < ranks * ranks; ++i) rings_.push_back(std::make_shared<Ring>(ring_bytes_));
@@ -121,7 +135,7 @@ std::unique_ptr<StreamTransport> InprocNetwork::connect(int rank, Poller& poller
   for (std::size_t peer = 0; peer < ranks; ++peer) {
     if (peer == self) continue;
     transport->add_peer(static_cast<int>(peer), std::make_unique<InprocLink>(ranks_[peer], rings_[self * ranks + peer],
-                                                                             rings_[peer * ranks + self]));
+                                                                             rings_[peer * ranks + self], pulls_));
   }
   return transport;
 }

@@ -12,7 +12,8 @@ namespace hvd {
 
 class InprocNetwork {
  public:
-  explicit InprocNetwork(int size, std::size_t ring_bytes = std::size_t{256} << 10);
+  /// With `pulls`, large transfers are read straight from the memory of their sender.
+  explicit InprocNetwork(int size, std::size_t ring_bytes = std::size_t{256} << 10, bool pulls = false);
   ~InprocNetwork();
 
   int size() const { return static_cast<int>(ranks_.size()); }
@@ -28,6 +29,7 @@ class InprocNetwork {
   struct Ring;
 
   std::size_t ring_bytes_;
+  bool pulls_;
   std::vector<std::shared_ptr<Rank>> ranks_;
   std::vector<std::shared_ptr<Ring>> rings_;
 };

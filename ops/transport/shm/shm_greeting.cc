@@ -7,7 +7,7 @@ namespace hvd {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x53445648;  // "HVDS"
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 // As it travels; both ends are on one machine.
 struct Wire {
@@ -19,8 +19,11 @@ struct Wire {
   std::uint32_t size = 0;
   std::uint64_t ring_bytes = 0;
   ShmNonce nonce{};
+  std::uint64_t probe = 0;
+  std::uint32_t can_pull = 0;
   std::uint32_t has_process = 0;
   std::uint32_t token_bytes = 0;
+  std::uint32_t unused = 0;
 };
 static_assert(std::has_unique_object_representations_v<Wire>, "padding would leak what was in memory before");
 
@@ -34,6 +37,8 @@ std::vector<std::byte> encode_greeting(const ShmGreeting& greeting) {
   wire.size = greeting.size;
   wire.ring_bytes = greeting.ring_bytes;
   wire.nonce = greeting.nonce;
+  wire.probe = greeting.probe;
+  wire.can_pull = greeting.can_pull ? 1 : 0;
   wire.has_process = greeting.has_process ? 1 : 0;
   wire.token_bytes = static_cast<std::uint32_t>(greeting.token.size());
   std::vector<std::byte> bytes(sizeof wire + greeting.token.size());
@@ -59,6 +64,8 @@ std::optional<ShmGreeting> decode_greeting(std::span<const std::byte> bytes) {
   greeting.size = wire.size;
   greeting.ring_bytes = wire.ring_bytes;
   greeting.nonce = wire.nonce;
+  greeting.probe = wire.probe;
+  greeting.can_pull = wire.can_pull != 0;
   greeting.has_process = wire.has_process != 0;
   greeting.token.assign(reinterpret_cast<const char*>(token.data()), token.size());
   return greeting;

@@ -27,6 +27,8 @@ struct ShmGreeting {
   std::uint32_t size = 0;
   std::uint64_t ring_bytes = 0;
   ShmNonce nonce{};          ///< what the sender wrote into the memory
+  std::uint64_t probe = 0;   ///< where the nonce lies in the sender's own memory, for the other one to try to read it
+  bool can_pull = false;     ///< the sender has read the other's; in the caller's last word: both have
   bool has_process = false;  ///< a pidfd is among the descriptors
   std::string token;         ///< of the job; the caller's only
 };

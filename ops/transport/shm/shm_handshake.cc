@@ -94,7 +94,7 @@ Status ShmHandshake::make_memory() {
   peer_->pair = std::move(*pair);
   pair_file_ = std::move(*file);
   std::construct_at(&peer_->control());
-  nonce_ = caller_nonce() = random_nonce();
+  nonce_ = caller_nonce() = peer_->probe = random_nonce();
   return {};
 }
 
@@ -107,6 +107,7 @@ void ShmHandshake::take_answer() {
   Status status = adopt_descriptors(std::move(descriptors), answer->has_process);
   if (status.ok()) status = self_->wakeup->watch(*peer_);
   if (!status.ok()) return decline(status.text());
+  peer_->can_pull = answer->can_pull && reads_memory_of(*answer);
   if (send(ShmWord::kCommit) != ShmSent::kYes) return fail("it closed the connection");
   pair_file_.reset();
   stage_ = Stage::kAgreed;
@@ -136,7 +137,8 @@ void ShmHandshake::take_hello() {
   if (status.ok()) status = adopt_descriptors(std::move(descriptors), hello->has_process);
   if (status.ok()) status = self_->wakeup->watch(*peer_);
   if (!status.ok()) return decline(status.text());
-  nonce_ = answerer_nonce() = random_nonce();
+  nonce_ = answerer_nonce() = peer_->probe = random_nonce();
+  peer_->can_pull = reads_memory_of(*hello);
   stage_ = Stage::kAnswering;
 }
 
@@ -173,6 +175,7 @@ void ShmHandshake::take_commit() {
   const std::optional<ShmGreeting> word = receive(descriptors);
   if (!word) return;
   if (word->word != ShmWord::kCommit) return fail("it declined (its own warning says why)");
+  peer_->can_pull = word->can_pull;
   stage_ = Stage::kAgreed;
 }
 
@@ -193,6 +196,12 @@ Status ShmHandshake::adopt_descriptors(std::vector<UniqueFd> descriptors, bool h
 
 ShmNonce& ShmHandshake::caller_nonce() const { return peer_->control().from_higher; }
 ShmNonce& ShmHandshake::answerer_nonce() const { return peer_->control().from_lower; }
+
+bool ShmHandshake::reads_memory_of(const ShmGreeting& peer) const {
+  ShmNonce found{};
+  return peer_->pid > 0 && read_memory(peer_->pid, peer.probe, std::as_writable_bytes(std::span(found))) &&
+         found == peer.nonce;
+}
 
 // A greeting, or nothing: then the stage says whether to wait or that it is over.
 std::optional<ShmGreeting> ShmHandshake::receive(std::vector<UniqueFd>& descriptors) {
@@ -217,6 +226,8 @@ ShmGreeting ShmHandshake::greeting(ShmWord word) const {
   greeting.size = static_cast<std::uint32_t>(self_->size);
   greeting.ring_bytes = peer_->ring_bytes;
   greeting.nonce = nonce_;
+  greeting.probe = reinterpret_cast<std::uint64_t>(peer_->probe.data());
+  greeting.can_pull = peer_->can_pull;
   greeting.has_process = static_cast<bool>(self_->process);
   if (calls()) greeting.token = self_->job_token;  // to a process of this user, as was checked
   return greeting;

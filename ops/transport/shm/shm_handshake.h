@@ -6,6 +6,9 @@
 //   finds the answer's nonce in the memory         <-     accept: nonce, descriptors
 //   commit                                         ->     both share
 // Either may decline at any step, with a word or by closing; then both know that they do not share.
+//
+// On the way each tries to read the other's nonce in that one's own memory, past all that is shared. A kernel or a
+// container may forbid that; bytes go through the rings then. The last word says what both found.
 #pragma once
 
 #include <cstddef>
@@ -87,6 +90,7 @@ class ShmHandshake {
   ShmNonce& caller_nonce() const;
   ShmNonce& answerer_nonce() const;
 
+  bool reads_memory_of(const ShmGreeting& peer) const;
   std::optional<ShmGreeting> receive(std::vector<UniqueFd>& descriptors);
   ShmGreeting greeting(ShmWord word) const;
   ShmSent send(ShmWord word, std::vector<int> descriptors = {});

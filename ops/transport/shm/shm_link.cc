@@ -24,13 +24,18 @@ ShmLink::ShmLink(int rank, const ShmPeer& peer)
     : ShmLink(peer, rank < peer.rank ? peer.control().to_higher : peer.control().to_lower,
               rank < peer.rank ? peer.ring_to_higher() : peer.ring_to_lower(),
               rank < peer.rank ? peer.control().to_lower : peer.control().to_higher,
-              rank < peer.rank ? peer.ring_to_lower() : peer.ring_to_higher()) {}
+              rank < peer.rank ? peer.ring_to_lower() : peer.ring_to_higher(),
+              rank < peer.rank ? peer.control().lower_closed : peer.control().higher_closed,
+              rank < peer.rank ? peer.control().higher_closed : peer.control().lower_closed) {}
 
 ShmLink::ShmLink(const ShmPeer& peer, ByteRingControl& out, std::span<std::byte> out_ring, ByteRingControl& in,
-                 std::span<std::byte> in_ring)
+                 std::span<std::byte> in_ring, std::atomic<std::uint32_t>& closed,
+                 std::atomic<std::uint32_t>& peer_closed)
     : peer_(peer),
       presence_(*reinterpret_cast<ShmPresence*>(peer.presence.bytes().data())),
       in_written_(in.written),
+      closed_(closed),
+      peer_closed_(peer_closed),
       writer_(out, out_ring),
       reader_(in, in_ring) {}
 
@@ -52,6 +57,13 @@ void ShmLink::consume(std::size_t count) {
   consumed_ += count;
   reader_.consume(count);
   if (reader_.writer_is_blocked()) made_room_ = true;
+}
+
+Pulled ShmLink::pull(std::uint64_t address, std::span<std::byte> place) {
+  const bool read = read_memory(peer_.pid, address, place);
+  // Read and written, so that it comes after what was read.
+  if (peer_closed_.fetch_or(0) != 0 || peer_.gone) return Pulled::kGone;
+  return read ? Pulled::kAll : Pulled::kRefused;
 }
 
 void ShmLink::ring() {
@@ -78,6 +90,10 @@ Status ShmLink::failure() {
   return Status::internal(fmt::format("{} is ending or has closed the connection", process_text(peer_)));
 }
 
-void ShmLink::close() { ::shutdown(peer_.socket.get(), SHUT_RDWR); }
+void ShmLink::close() {
+  if (peer_.owner != ::getpid()) return;  // a forked child has nothing to end
+  closed_.store(1);
+  ::shutdown(peer_.socket.get(), SHUT_RDWR);
+}
 
 }  // namespace hvd

@@ -16,6 +16,8 @@ class ShmLink final : public Link {
   std::size_t write_some(std::span<const std::byte> bytes) override;
   std::span<const std::byte> peek() override { return reader_.peek(); }
   void consume(std::size_t count) override;
+  bool can_pull() const override { return peer_.can_pull; }
+  Pulled pull(std::uint64_t address, std::span<std::byte> place) override;
   void ring() override;
   bool has_news() override;
   Status failure() override;
@@ -23,11 +25,13 @@ class ShmLink final : public Link {
 
  private:
   ShmLink(const ShmPeer& peer, ByteRingControl& out, std::span<std::byte> out_ring, ByteRingControl& in,
-          std::span<std::byte> in_ring);
+          std::span<std::byte> in_ring, std::atomic<std::uint32_t>& closed, std::atomic<std::uint32_t>& peer_closed);
 
   const ShmPeer& peer_;
   ShmPresence& presence_;  // the peer's
   const std::atomic<std::uint64_t>& in_written_;
+  std::atomic<std::uint32_t>& closed_;
+  std::atomic<std::uint32_t>& peer_closed_;
   ByteRingWriter writer_;
   ByteRingReader reader_;
   std::uint64_t consumed_ = 0;

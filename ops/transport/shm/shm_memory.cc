@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 #include <cerrno>
 #include <cstring>
@@ -50,6 +51,12 @@ Result<UniqueFd> create_memory_file(const char* name, std::size_t bytes) {
     return errno_status("sealing", bytes);
   }
   return file;
+}
+
+bool read_memory(pid_t pid, std::uint64_t address, std::span<std::byte> place) {
+  const iovec here{place.data(), place.size()};
+  const iovec there{reinterpret_cast<void*>(address), place.size()};
+  return ::process_vm_readv(pid, &here, 1, &there, 1, 0) == static_cast<ssize_t>(place.size());
 }
 
 Result<SharedMapping> SharedMapping::map(int file, std::size_t bytes) {

@@ -2,7 +2,10 @@
 // behind however a process ends. Each object has one owner; any thread.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <utility>
 
@@ -15,6 +18,9 @@ namespace hvd {
 /// A new file of `bytes` zeros that can neither shrink nor grow; `name` shows in /proc/<pid>/maps.
 /// kUnavailable when descriptors have run out or the size is refused.
 Result<UniqueFd> create_memory_file(const char* name, std::size_t bytes);
+
+/// Copies all that lies at `address` in the memory of process `pid`; false when that is not to be read from here.
+bool read_memory(pid_t pid, std::uint64_t address, std::span<std::byte> place);
 
 /// A file of `create_memory_file`, mapped. A child of fork does not get the mapping.
 class SharedMapping {

@@ -35,6 +35,9 @@ struct ShmPairControl {
   ByteRingControl to_lower;
   ShmNonce from_higher{};  ///< written by the one rank and looked up by the other, to see that they share this
   ShmNonce from_lower{};
+  // The rank lets go of memory that it had offered.
+  alignas(64) std::atomic<std::uint32_t> higher_closed{0};
+  std::atomic<std::uint32_t> lower_closed{0};
 };
 inline constexpr std::size_t kPairControlBytes = 4096;
 static_assert(sizeof(ShmPairControl) <= kPairControlBytes);
@@ -64,8 +67,10 @@ struct ShmPeer {
   SharedMapping presence;
   SharedMapping pair;
   std::size_t ring_bytes = 0;
-  bool gone = false;   ///< it will write nothing more
-  bool ended = false;  ///< gone, and so is its process
+  ShmNonce probe{};       ///< of this rank, which the peer tries to read here
+  bool can_pull = false;  ///< each of the two may read the other's memory
+  bool gone = false;      ///< it will write nothing more
+  bool ended = false;     ///< gone, and so is its process
   pid_t owner = ::getpid();
 };
 

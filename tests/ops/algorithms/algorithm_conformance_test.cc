@@ -18,8 +18,20 @@ namespace {
 constexpr int kMostRanks = 8;
 constexpr std::size_t kSegment = 256;
 
-// With the first, all messages go out eagerly; with the second, those of a whole segment wait for credit.
-constexpr std::array kEagerLimits{std::size_t{32} << 10, std::size_t{128}};
+// How messages go.
+struct Way {
+  std::string_view name;
+  std::size_t eager_limit;
+  std::size_t pull_from;
+
+  SteppedRanks::Settings settings(std::size_t ring_bytes = std::size_t{16} << 10) const {
+    return {eager_limit, ring_bytes, kSegment, pull_from};
+  }
+};
+constexpr Way kAllEager{"all eager", std::size_t{32} << 10, 0};
+constexpr Way kCredit{"whole segments wait for credit", 128, 0};
+constexpr Way kPulled{"pulled", std::size_t{32} << 10, 1};
+constexpr std::array kWays{kAllEager, kCredit, kPulled};
 
 std::vector<std::size_t> counts_for(int ranks, std::size_t element_bytes) {
   const std::size_t per_segment = kSegment / element_bytes;
@@ -39,9 +51,9 @@ std::vector<std::size_t> counts_for(int ranks, std::size_t element_bytes) {
 }
 
 std::string case_text(std::string_view algorithm, DataType type, ReduceOp op, int ranks, std::size_t count,
-                      bool in_place, std::size_t eager_limit) {
-  return fmt::format("{} {} {} on {} ranks, {} elements, {}, eager limit {}", algorithm, name_of(type), name_of(op),
-                     ranks, count, in_place ? "in place" : "out of place", eager_limit);
+                      bool in_place, const Way& way) {
+  return fmt::format("{} {} {} on {} ranks, {} elements, {}, {}", algorithm, name_of(type), name_of(op), ranks, count,
+                     in_place ? "in place" : "out of place", way.name);
 }
 
 void expect_all_ok(const std::vector<Status>& ends) {
@@ -120,13 +132,13 @@ class AllreduceConformance : public ::testing::TestWithParam<AllreduceAlgorithm>
 TEST_P(AllreduceConformance, GivesTheExactResultForEveryTypeReductionSizeAndNumberOfRanks) {
   constexpr std::array ops{ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct};
   for (int size = 2; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random_, {eager_limit, std::size_t{16} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random_, way.settings());
       for (const DataTypeInfo& type : kDataTypes) {
         for (const ReduceOp op : ops) {
           for (const std::size_t count : counts_for(size, type.bytes)) {
             const bool in_place = random_() % 2 == 0;
-            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, in_place, eager_limit));
+            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, in_place, way));
             Operands operands(type.type, size, count, in_place);
             operands.fill([&] { return exact_operand(type.type, op, random_); });
             run(ranks, operands, op);
@@ -145,12 +157,12 @@ TEST_P(AllreduceConformance, GivesTheExactResultForEveryTypeReductionSizeAndNumb
 TEST_P(AllreduceConformance, RoundsSumsOfAnyNumbersAlikeOnAllRanksAndWithinTheTolerance) {
   std::uniform_real_distribution<double> anything(-1.0, 1.0);
   for (int size = 2; size <= kMostRanks; ++size) {
-    SteppedRanks ranks(size, random_, {kEagerLimits[0], std::size_t{16} << 10, kSegment});
+    SteppedRanks ranks(size, random_, kAllEager.settings());
     for (const DataTypeInfo& type : kDataTypes) {
       if (!is_floating_point(type.type)) continue;
       for (const bool in_place : {false, true}) {
         const std::size_t count = 1009;
-        SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kSum, size, count, in_place, kEagerLimits[0]));
+        SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kSum, size, count, in_place, kAllEager));
         Operands operands(type.type, size, count, in_place);
         operands.fill([&] { return anything(random_); });
         run(ranks, operands, ReduceOp::kSum);
@@ -174,7 +186,7 @@ TEST_P(AllreduceConformance, RoundsSumsOfAnyNumbersAlikeOnAllRanksAndWithinTheTo
 // A fused call and a single one have to give the same bits: the order of summation is a matter of the chunks.
 TEST_P(AllreduceConformance, GivesTheSameBitsHoweverRanksAreDriven) {
   std::uniform_real_distribution<double> anything(-1.0, 1.0);
-  SteppedRanks ranks(5, random_, {kEagerLimits[1], std::size_t{4} << 10, kSegment});
+  SteppedRanks ranks(5, random_, kCredit.settings(std::size_t{4} << 10));
   Operands first(DataType::kFloat32, 5, 4099, false);
   first.fill([&] { return anything(random_); });
   run(ranks, first, ReduceOp::kSum);
@@ -189,7 +201,7 @@ TEST_P(AllreduceConformance, GivesTheSameBitsHoweverRanksAreDriven) {
 }
 
 TEST_P(AllreduceConformance, EndsEverywhereWhenEachRankIsCancelled) {
-  SteppedRanks ranks(4, random_, {kEagerLimits[1], std::size_t{4} << 10, kSegment});
+  SteppedRanks ranks(4, random_, kCredit.settings(std::size_t{4} << 10));
   const Result<Reducer> reducer = find_reducer(DataType::kFloat32, ReduceOp::kSum);
   const int parts = GetParam().uses_chunks ? 4 : 1;
   Operands operands(DataType::kFloat32, 4, 10'007, false);
@@ -265,12 +277,12 @@ class ReducescatterConformance : public ::testing::TestWithParam<ReducescatterAl
 TEST_P(ReducescatterConformance, GivesEachRankItsExactShareForEveryTypeReductionSizeAndNumberOfRanks) {
   constexpr std::array ops{ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct};
   for (int size = 2; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random_, {eager_limit, std::size_t{16} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random_, way.settings());
       for (const DataTypeInfo& type : kDataTypes) {
         for (const ReduceOp op : ops) {
           for (const std::size_t count : counts_for(size, type.bytes)) {
-            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, false, eager_limit));
+            SCOPED_TRACE(case_text(GetParam().name, type.type, op, size, count, false, way));
             Operands operands(type.type, size, count, false);
             operands.fill([&] { return exact_operand(type.type, op, random_); });
             run(ranks, operands, op);
@@ -331,12 +343,12 @@ TEST_P(AdasumConformance, GivesTheTreeOfWholeVectorsOnAnyNumberOfRanks) {
   std::mt19937_64 random = generator_of_this_run();
   std::uniform_real_distribution<double> anything(-1.0, 1.0);
   for (int size = 1; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random, {eager_limit, std::size_t{16} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random, way.settings());
       for (const DataTypeInfo& type : kDataTypes) {
         if (!is_floating_point(type.type)) continue;
         for (const std::size_t count : counts_for(size, type.bytes)) {
-          SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kAdasum, size, count, true, eager_limit));
+          SCOPED_TRACE(case_text(GetParam().name, type.type, ReduceOp::kAdasum, size, count, true, way));
           Operands operands(type.type, size, count, true);
           const bool all_zero = random() % 8 == 0;
           operands.fill([&] { return all_zero ? 0.0 : anything(random); });
@@ -374,8 +386,8 @@ class AlltoallConformance : public ::testing::TestWithParam<AlltoallAlgorithm> {
 TEST_P(AlltoallConformance, BringsUnevenAndEmptyBlocksToTheirRanks) {
   std::mt19937_64 random = generator_of_this_run();
   for (int size = 1; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random, way.settings(std::size_t{4} << 10));
       for (int round = 0; round < 12; ++round) {
         const auto n = static_cast<std::size_t>(size);
         std::vector<std::vector<std::size_t>> bytes(n, std::vector<std::size_t>(n));  // from, to
@@ -429,8 +441,8 @@ class AllgatherConformance : public ::testing::TestWithParam<AllgatherAlgorithm>
 TEST_P(AllgatherConformance, GathersUnevenAndEmptyBlocksInTheOrderOfRanks) {
   std::mt19937_64 random = generator_of_this_run();
   for (int size = 1; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random, way.settings(std::size_t{4} << 10));
       for (int round = 0; round < 12; ++round) {
         // All empty, one byte each, then random ones, of which some are empty and some have several segments.
         std::vector<std::size_t> blocks{0};
@@ -466,8 +478,8 @@ class BroadcastConformance : public ::testing::TestWithParam<BroadcastAlgorithm>
 TEST_P(BroadcastConformance, BringsTheBytesOfEveryRootToAll) {
   std::mt19937_64 random = generator_of_this_run();
   for (int size = 1; size <= kMostRanks; ++size) {
-    for (const std::size_t eager_limit : kEagerLimits) {
-      SteppedRanks ranks(size, random, {eager_limit, std::size_t{4} << 10, kSegment});
+    for (const Way& way : kWays) {
+      SteppedRanks ranks(size, random, way.settings(std::size_t{4} << 10));
       for (int root = 0; root < size; ++root) {
         for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, static_cast<std::size_t>(size - 1),
                                         std::size_t{97}, kSegment - 1, kSegment, kSegment + 1, 20 * kSegment + 3}) {

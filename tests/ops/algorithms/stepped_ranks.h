@@ -42,12 +42,13 @@ class SteppedRanks final : private TransportEvents {
     std::size_t eager_limit_bytes = std::size_t{32} << 10;
     std::size_t ring_bytes = std::size_t{16} << 10;
     std::size_t segment_bytes = 256;
+    std::size_t pull_from_bytes = 0;  ///< messages of so many bytes are pulled; 0: none
   };
   /// Starts a collective; a plain function that calls a coroutine, never a coroutine itself.
   using Body = std::function<Task<Status>(CollectiveContext& context, int rank)>;
 
   SteppedRanks(int size, std::mt19937_64& random, Settings settings)
-      : random_(random), settings_(settings), network_(size, settings.ring_bytes) {
+      : random_(random), settings_(settings), network_(size, settings.ring_bytes, true) {
     auto everyone = std::make_shared<Membership>();
     everyone->ranks.resize(static_cast<std::size_t>(size));
     std::iota(everyone->ranks.begin(), everyone->ranks.end(), 0);
@@ -96,8 +97,10 @@ class SteppedRanks final : private TransportEvents {
       CollectiveContext::Settings settings;
       settings.call = number_;
       settings.segment_bytes = ranks_.settings_.segment_bytes;
+      settings.pull_from_bytes = ranks_.settings_.pull_from_bytes;
       contexts_[i] = std::make_unique<CollectiveContext>(*ranks_.ranks_[i].loop, *ranks_.ranks_[i].fabric,
                                                          ranks_.membership_, settings);
+      contexts_[i]->pull_if_large(settings.pull_from_bytes);
       ranks_.ranks_[i].loop->spawn(note_end(body(*contexts_[i], rank), ends_[i]));
     }
     /// Drives every rank once. False when nothing moved.

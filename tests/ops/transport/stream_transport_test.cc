@@ -26,6 +26,10 @@ struct Wire {
   int rings = 0;
   bool reads_in_place = false;
   bool closed = false;  // by this rank
+  bool can_pull = false;
+  Bytes memory;                         // the peer's; an address is a place in it
+  std::size_t refused_from = SIZE_MAX;  // places of it that cannot be read
+  bool gone = false;                    // the peer has let go of it
 };
 
 class ScriptedLink final : public Link {
@@ -51,6 +55,14 @@ class ScriptedLink final : public Link {
     if (count > 0) std::memcpy(place.data(), here.data(), count);
     wire_.consumed += count;
     return count;
+  }
+  bool can_pull() const override { return wire_.can_pull; }
+  Pulled pull(std::uint64_t address, std::span<std::byte> place) override {
+    if (wire_.gone) return Pulled::kGone;
+    const std::size_t readable = std::min(wire_.memory.size(), wire_.refused_from);
+    if (address > readable || place.size() > readable - address) return Pulled::kRefused;
+    if (!place.empty()) std::memcpy(place.data(), wire_.memory.data() + address, place.size());
+    return Pulled::kAll;
   }
   void ring() override { ++wire_.rings; }
   bool has_news() override { return wire_.arrived > wire_.consumed || !wire_.failure.ok(); }
@@ -138,10 +150,244 @@ class StreamTransportTest : public ::testing::Test {
     EXPECT_TRUE(end_.transport->flushed());
   }
 
+  // Both ends pull from the memory of the other from `bytes` on.
+  void pull_from(std::size_t bytes) {
+    wire_.can_pull = true;
+    end_.pull_from = bytes;
+  }
+  void peer_offers(const TransferKey& key, std::uint64_t address, std::uint64_t bytes) {
+    peer_sends(frame(header(FrameKind::kOffer, key, bytes), std::as_bytes(std::span(&address, 1))));
+  }
+  void peer_says(FrameKind kind, const TransferKey& key, std::uint64_t bytes = 0) {
+    peer_sends(frame(header(kind, key, bytes), {}));
+    let_all_arrive();
+  }
+  struct Sent {
+    FrameHeader header;
+    Bytes payload;
+  };
+  // Takes what was sent to the peer.
+  std::vector<Sent> sent() {
+    std::vector<Sent> frames;
+    std::size_t place = 0;
+    while (wire_.out.size() - place >= kFrameHeaderBytes) {
+      Result<FrameHeader> head =
+          decode_header(std::span<const std::byte, kFrameHeaderBytes>(wire_.out.data() + place, kFrameHeaderBytes));
+      EXPECT_TRUE(head.ok());
+      if (!head.ok()) break;
+      const auto begin = wire_.out.begin() + static_cast<std::ptrdiff_t>(place + kFrameHeaderBytes);
+      const auto bytes = static_cast<std::size_t>(payload_bytes(*head));
+      frames.push_back({*head, Bytes(begin, begin + static_cast<std::ptrdiff_t>(bytes))});
+      place += kFrameHeaderBytes + bytes + padding_after(bytes);
+    }
+    EXPECT_EQ(place, wire_.out.size());
+    wire_.out.clear();
+    return frames;
+  }
+  void expect_sent(FrameKind kind, const TransferKey& key, std::uint64_t bytes = 0) {
+    const std::vector<Sent> frames = sent();
+    ASSERT_EQ(frames.size(), 1u);
+    EXPECT_EQ(frames[0].header.kind, kind);
+    EXPECT_EQ(frames[0].header.channel, key.channel);
+    EXPECT_EQ(frames[0].header.sequence, key.sequence);
+    EXPECT_EQ(frames[0].header.bytes, bytes);
+  }
+
   Wire wire_;
   End end_{0};
   std::mt19937_64 random_ = generator_of_this_run();
 };
+
+// ---- pulled
+// ----------------------------------------------------------------------------------------------------------
+
+TEST_F(StreamTransportTest, WhatIsOfferedIsPulledToItsPlaceWheneverTheReceiveIsPosted) {
+  pull_from(1);
+  wire_.memory = pattern(600'000, 1);
+  std::uint32_t sequence = 0;
+  for (const bool receive_first : {false, true}) {
+    for (const bool combine : {false, true}) {
+      for (const std::size_t size : {std::size_t{4}, std::size_t{kEager}, std::size_t{65'540}, std::size_t{500'000}}) {
+        SCOPED_TRACE(fmt::format("{} bytes, receive first {}, combine {}", size, receive_first, combine));
+        const TransferKey key{1, 2, sequence++};
+        const std::uint64_t address = 12;
+        Bytes place(size, std::byte{0});
+        TransferRef receive;
+        const auto post = [&] {
+          if (!combine) return end_.receive(1, key, place);
+          const Reducer reducer = find_reducer(DataType::kInt32, ReduceOp::kSum).value();
+          return end_.receive(1, key, size, {place.data(), place.data(), reducer.combine, 4, false});
+        };
+        if (receive_first) receive = post();
+        peer_offers(key, address, size);
+        let_all_arrive();
+        if (!receive_first) {
+          EXPECT_TRUE(sent().empty()) << "nobody has asked for it yet";
+          receive = post();
+          EXPECT_FALSE(end_.transport->arm()) << "it may not sleep on what it could pull";
+          end_.transport->disarm();
+        }
+        while (end_.transport->progress()) {
+        }
+        ASSERT_TRUE(receive->done());
+        EXPECT_TRUE(receive->status().ok()) << receive->status().text();
+        EXPECT_TRUE(std::equal(place.begin(), place.end(), wire_.memory.begin() + address));
+        expect_sent(FrameKind::kTaken, key);
+      }
+    }
+  }
+}
+
+TEST_F(StreamTransportTest, WhatCannotBeReadFromHereComesByTheStream) {
+  pull_from(1);
+  wire_.memory = pattern(600'000, 2);
+  for (const std::size_t readable : {std::size_t{0}, std::size_t{300'000}}) {
+    wire_.refused_from = readable;
+    const TransferKey key{1, 2, static_cast<std::uint32_t>(readable)};
+    Bytes place(wire_.memory.size());
+    const TransferRef receive = end_.receive(1, key, place);
+    peer_offers(key, 0, place.size());
+    let_all_arrive();
+    while (end_.transport->progress()) {
+    }
+    ASSERT_FALSE(receive->done());
+    const std::size_t pulled = receive->delivered();
+    EXPECT_EQ(pulled > 0, readable > 0);
+    expect_sent(FrameKind::kCredit, key, place.size() - pulled);
+    peer_sends(data_frame(FrameKind::kBulk, key, std::span(wire_.memory).subspan(pulled)));
+    let_all_arrive();
+    ASSERT_TRUE(receive->done());
+    EXPECT_TRUE(receive->status().ok()) << receive->status().text();
+    EXPECT_TRUE(place == wire_.memory);
+  }
+}
+
+TEST_F(StreamTransportTest, AnOfferedSendEndsWhenItWasTakenAndSendsWhatThePeerCannotRead) {
+  pull_from(1);
+  const Bytes given = pattern(10'000, 3);
+  const TransferKey taken{1, 2, 0};
+  const TransferRef first = end_.send(1, taken, given);
+  const std::vector<Sent> offer = sent();
+  ASSERT_EQ(offer.size(), 1u);
+  EXPECT_EQ(offer[0].header.kind, FrameKind::kOffer);
+  EXPECT_EQ(offer[0].header.bytes, given.size());
+  const auto address = reinterpret_cast<std::uint64_t>(given.data());
+  EXPECT_TRUE(
+      std::equal(offer[0].payload.begin(), offer[0].payload.end(), std::as_bytes(std::span(&address, 1)).begin()));
+  EXPECT_FALSE(first->done());
+  EXPECT_FALSE(end_.transport->flushed());
+  peer_says(FrameKind::kTaken, taken);
+  EXPECT_TRUE(first->done() && first->status().ok());
+  EXPECT_TRUE(end_.transport->flushed());
+  for (const std::size_t left : {given.size(), std::size_t{4000}, std::size_t{100}}) {
+    const TransferKey refused{1, 2, static_cast<std::uint32_t>(left)};
+    const TransferRef second = end_.send(1, refused, given);
+    EXPECT_EQ(sent().size(), 1u);
+    peer_says(FrameKind::kCredit, refused, left);
+    const std::vector<Sent> rest = sent();
+    ASSERT_EQ(rest.size(), 1u);
+    EXPECT_EQ(rest[0].header.kind, FrameKind::kBulk);
+    EXPECT_TRUE(
+        std::equal(rest[0].payload.begin(), rest[0].payload.end(), given.end() - static_cast<long>(left), given.end()));
+    EXPECT_TRUE(second->done() && second->status().ok());
+  }
+  const TransferKey nonsense{1, 2, 1};
+  const TransferRef third = end_.send(1, nonsense, given);
+  peer_says(FrameKind::kCredit, nonsense, given.size() + 1);
+  ASSERT_TRUE(third->done());
+  EXPECT_NE(third->status().text().find("10001 bytes of 10000"), std::string::npos) << third->status().text();
+}
+
+TEST_F(StreamTransportTest, ACancelledOfferKeepsItsMemoryUntilThePeerHasAnswered) {
+  pull_from(1);
+  const TransferKey key{1, 2, 0};
+  auto memory = std::make_shared<Bytes>(pattern(10'000, 4));
+  const std::weak_ptr<Bytes> watch = memory;
+  TransferRef send = end_.send(1, key, *memory, memory);
+  memory.reset();
+  EXPECT_EQ(sent().size(), 1u);
+  end_.transport->cancel(send, Status::internal("cancelled"));
+  EXPECT_EQ(send->status().text(), "cancelled");
+  send.reset();
+  expect_sent(FrameKind::kWithdrawn, key);
+  EXPECT_FALSE(watch.expired()) << "the peer may be reading this memory";
+  EXPECT_FALSE(end_.transport->flushed());
+  peer_says(FrameKind::kTaken, key);
+  EXPECT_TRUE(watch.expired()) << "the memory is never given back";
+  EXPECT_TRUE(end_.transport->flushed());
+}
+
+TEST_F(StreamTransportTest, AnOfferThatIsWithdrawnOrNotWantedIsAnsweredAndNotPulled) {
+  pull_from(1);
+  wire_.memory = pattern(600'000, 5);
+  Bytes place(wire_.memory.size(), std::byte{0});
+  // Nobody had asked for it.
+  peer_offers({1, 2, 0}, 0, place.size());
+  peer_says(FrameKind::kWithdrawn, {1, 2, 0});
+  expect_sent(FrameKind::kTaken, {1, 2, 0});
+  const TransferRef waits = end_.receive(1, {1, 2, 0}, place);
+  while (end_.transport->progress()) {
+  }
+  EXPECT_FALSE(waits->done());
+  // Its receive was cancelled before it came, or half-way.
+  for (const bool half_way : {false, true}) {
+    const TransferKey key{1, 2, half_way ? 1u : 2u};
+    const TransferRef receive = end_.receive(1, key, place);
+    if (half_way) {
+      peer_offers(key, 0, place.size());
+      let_arrive(1000);
+      ASSERT_GT(receive->delivered(), 0u);
+      ASSERT_FALSE(receive->done());
+    }
+    end_.transport->cancel(receive, Status::internal("cancelled"));
+    const Bytes at_cancel = place;
+    if (!half_way) peer_offers(key, 0, place.size());
+    let_all_arrive();
+    while (end_.transport->progress()) {
+    }
+    expect_sent(FrameKind::kTaken, key);
+    EXPECT_TRUE(place == at_cancel) << "memory was written after its receive had ended";
+  }
+  // The answer and the withdrawal have crossed.
+  peer_says(FrameKind::kWithdrawn, {1, 2, 1});
+  EXPECT_TRUE(sent().empty());
+  EXPECT_TRUE(end_.lost.empty());
+}
+
+TEST_F(StreamTransportTest, WhatWasPulledFromAPeerThatEndedMeanwhileIsNotDelivered) {
+  pull_from(1);
+  wire_.memory = pattern(600'000, 6);
+  Bytes place(wire_.memory.size());
+  const TransferRef receive = end_.receive(1, {1, 2, 0}, place);
+  peer_offers({1, 2, 0}, 0, place.size());
+  let_arrive(1000);
+  ASSERT_FALSE(receive->done());
+  wire_.gone = true;
+  end_.transport->progress();
+  ASSERT_TRUE(receive->done());
+  EXPECT_FALSE(receive->status().ok());
+  expect_lost("it ended while its memory was read");
+}
+
+TEST_F(StreamTransportTest, WhoEndsClosesTheLinkBeforeItLetsGoOfWhatItHasOffered) {
+  struct Watch {
+    const Wire& wire;
+    bool& closed_before;
+    ~Watch() { closed_before = wire.closed; }
+  };
+  pull_from(1);
+  bool closed_before = false;
+  const Bytes given = pattern(10'000, 7);
+  end_.send(1, {1, 2, 0}, given, std::make_shared<Watch>(wire_, closed_before));
+  end_.transport.reset();
+  EXPECT_TRUE(closed_before);
+}
+
+TEST_F(StreamTransportTest, AnOfferOverALinkThatCannotPullIsALostPeer) {
+  peer_offers({1, 2, 0}, 0, 100);
+  let_all_arrive();
+  expect_lost("memory that cannot be read");
+}
 
 // ---- pieces
 // ----------------------------------------------------------------------------------------------------------
@@ -449,8 +695,8 @@ TEST_F(StreamTransportTest, ACreditThatNobodyNeedsDoesNothing) {
 
 TEST_F(StreamTransportTest, FramesOfAnotherGenerationAreSkippedWhateverTheyHold) {
   for (const std::uint32_t generation : {0u, kGeneration - 1, kGeneration + 1, 0xffff'ffffu}) {
-    for (const FrameKind kind :
-         {FrameKind::kControl, FrameKind::kEager, FrameKind::kCredit, FrameKind::kBulk, FrameKind::kGoodbye}) {
+    for (const FrameKind kind : {FrameKind::kControl, FrameKind::kEager, FrameKind::kCredit, FrameKind::kBulk,
+                                 FrameKind::kOffer, FrameKind::kTaken, FrameKind::kWithdrawn, FrameKind::kGoodbye}) {
       FrameHeader head = header(kind, {0, 0, 1}, 100);
       head.generation = generation;
       const Bytes payload = pattern(static_cast<std::size_t>(payload_bytes(head)), 1);
@@ -470,6 +716,8 @@ TEST_F(StreamTransportTest, FramesOfAnotherGenerationAreSkippedWhateverTheyHold)
 TEST_F(StreamTransportTest, RandomBytesNeverDoWorseThanLoseThePeer) {
   for (int round = 0; round < 300; ++round) {
     Wire wire;
+    wire.can_pull = round % 2 == 0;
+    wire.memory = pattern(5000, 3);
     StreamTransport::Settings settings;
     settings.size = 2;
     settings.generation = kGeneration;
@@ -478,6 +726,7 @@ TEST_F(StreamTransportTest, RandomBytesNeverDoWorseThanLoseThePeer) {
     transport->add_peer(1, std::make_unique<ScriptedLink>(wire));
     End end(0);
     end.use(std::move(transport));
+    end.pull_from = 1000;
     Bytes place(3000);
     const TransferRef receive = end.receive(1, {0, 0, 0}, std::span(place).first(100));
     const TransferRef credited = end.receive(1, {0, 0, 1}, place);
@@ -485,7 +734,7 @@ TEST_F(StreamTransportTest, RandomBytesNeverDoWorseThanLoseThePeer) {
     // Frames that are right in themselves, of any kind and size, in any order, with junk behind some of them.
     for (int i = 0; i < 10; ++i) {
       FrameHeader head =
-          header(static_cast<FrameKind>(random_() % 5 + 1), {0, 0, static_cast<std::uint32_t>(random_() % 4)},
+          header(static_cast<FrameKind>(random_() % 8 + 1), {0, 0, static_cast<std::uint32_t>(random_() % 4)},
                  random_() % 8 == 0 ? random_() : random_() % 5000);
       const std::size_t payload = static_cast<std::size_t>(std::min<std::uint64_t>(payload_bytes(head), 10'000));
       const Bytes bytes = frame(head, pattern(payload, 1));

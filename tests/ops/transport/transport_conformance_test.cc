@@ -1,4 +1,5 @@
-// What every transport has to do, on each of them: in-process, shared memory, TCP. The ranks of shared memory and TCP
+// What every transport has to do, on each of them: in-process, shared memory, TCP, the first two also where receivers
+// read the memory of senders. The ranks of shared memory and TCP
 // meet as they do in a job, but inside this process.
 
 #include <fmt/format.h>
@@ -38,7 +39,7 @@ void meet(Ends& ends, std::vector<std::unique_ptr<Connector>> connectors, Connec
 TimePoint in_a_minute() { return SteadyClock().now() + std::chrono::seconds(60); }
 
 void connect_in_process(Ends& ends, const SettingsOf& settings) {
-  InprocNetwork network(ends.size(), std::size_t{64} << 10);  // transports may outlive it
+  InprocNetwork network(ends.size(), std::size_t{64} << 10, true);  // transports may outlive it
   for (int rank = 0; rank < ends.size(); ++rank) {
     ends[rank].use(network.connect(rank, ends[rank].poller, settings(rank)));
   }
@@ -88,6 +89,7 @@ struct TransportKind {
   void (*connect)(Ends& ends, const SettingsOf& settings);
   bool has_descriptor;  // otherwise it wakes through the poller
   bool agrees_on_generation;
+  bool pulls = false;  // what is larger than an eager message
 };
 
 constexpr bool kAlways = true;
@@ -97,6 +99,8 @@ const std::vector<TransportKind>& transport_kinds() {
       {"InProcess", connect_in_process, false, !kAlways},
       {"SharedMemory", connect_shared_memory, true, !kAlways},
       {"Tcp", connect_tcp, true, kAlways},
+      {"InProcessPulled", connect_in_process, false, !kAlways, true},
+      {"SharedMemoryPulled", connect_shared_memory, true, !kAlways, true},
   };
   return kinds;
 }
@@ -105,7 +109,10 @@ class TransportConformance : public ::testing::TestWithParam<TransportKind> {
  protected:
   void connect(Ends& ends, const SettingsOf& settings = [](int) { return StreamTransport::Settings(); }) {
     GetParam().connect(ends, settings);
-    for (int rank = 0; rank < ends.size(); ++rank) ASSERT_NE(ends[rank].transport, nullptr);
+    for (int rank = 0; rank < ends.size(); ++rank) {
+      ASSERT_NE(ends[rank].transport, nullptr);
+      if (GetParam().pulls) ends[rank].pull_from = kEager + 1;
+    }
   }
 
   // Whether something rang `end` since it armed; waits for it.
@@ -368,14 +375,19 @@ TEST_P(TransportConformance, ASizeThatDoesNotMatchIsAnErrorOfThatTransferAlone) 
       expect_error(receive, fmt::format("{} bytes", sent), fmt::format("expects {}", expected));
     }
   }
-  // With credit it is the sender that sees it.
+  // With credit it is the sender that sees it; what is pulled, its receiver.
   const TransferKey key{0, 4, sequence++};
   const TransferRef send = ends[0].send(1, key, of(given, 100'000));
   const TransferRef receive = ends[1].receive(0, key, of(place, 200'000));
   ASSERT_TRUE(ends.drive_until_done({send}));
-  expect_error(send, "100000", "200000");
-  ends[1].transport->cancel(receive, Status::internal("the sender failed"));
-  EXPECT_EQ(receive->status().text(), "the sender failed");
+  if (GetParam().pulls) {
+    ASSERT_TRUE(ends.drive_until_done({receive}));
+    expect_error(receive, "100000", "200000");
+  } else {
+    expect_error(send, "100000", "200000");
+    ends[1].transport->cancel(receive, Status::internal("the sender failed"));
+    EXPECT_EQ(receive->status().text(), "the sender failed");
+  }
   // The connection is as good as before.
   const TransferKey next{0, 4, sequence++};
   const TransferRef good = ends[1].receive(0, next, of(place, 100'000));
@@ -789,6 +801,7 @@ TEST_P(TransportConformance, CountsWhatItSendsAndKnowsWhenAllIsOut) {
   EXPECT_EQ(statistics.control_bytes_sent.value(), 10);
   EXPECT_EQ(statistics.data_bytes_sent.value(), 300'077);
   EXPECT_EQ(ends[1].transport->statistics().data_bytes_sent.value(), 0);
+  EXPECT_EQ(ends[1].transport->statistics().data_bytes_pulled.value(), GetParam().pulls ? 300'000 : 0);
   const Bytes large = pattern(16 << 20, 2);
   ends[0].transport->post(1, large);
   EXPECT_FALSE(ends[0].transport->flushed());

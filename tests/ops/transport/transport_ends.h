@@ -93,6 +93,7 @@ class End final : public TransportEvents {
     transfer->peer = to;
     transfer->key = key;
     transfer->bytes = bytes.size();
+    transfer->may_be_pulled = bytes.size() >= pull_from;
     transfer->data = bytes.data();
     transfer->keep_alive = std::move(keep_alive);
     transport->start(transfer);
@@ -104,6 +105,7 @@ class End final : public TransportEvents {
     transfer->peer = from;
     transfer->key = key;
     transfer->bytes = place.size();
+    transfer->may_be_pulled = place.size() >= pull_from;
     transfer->arrival.out = place.data();
     transport->start(transfer);
     return transfer;
@@ -114,12 +116,14 @@ class End final : public TransportEvents {
     transfer->peer = from;
     transfer->key = key;
     transfer->bytes = bytes;
+    transfer->may_be_pulled = bytes >= pull_from;
     transfer->arrival = arrival;
     transport->start(transfer);
     return transfer;
   }
 
   int rank;
+  std::size_t pull_from = SIZE_MAX;  ///< transfers of so many bytes may be pulled
   SteadyClock clock;
   CountingPoller poller;
   Loop loop{clock};
