@@ -1,6 +1,7 @@
 #include "horovod_cpp/engine/coordinator.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <numeric>
@@ -475,10 +476,14 @@ StallReportMessage Coordinator::on_stall_query(int /*rank*/, const StallQueryMes
   return report;
 }
 
-// The likely mistakes: another operation under the same name, nearly the same name, a loop that has ended.
+// The likely mistakes: another operation under the same name, nearly the same name, a loop that has ended, another
+// operation. What does not need the name of `key` leaves it out: a report tells it once for all that waits.
 std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pending& pending) const {
+  constexpr int most = 3;
+  constexpr std::string_view end_of_loop = "as after the end of a loop: do all ranks have as much data?";
   const std::vector<int> missing = really_missing(pending);
-  std::string text;
+  std::vector<std::string> texts;
+  int others = 0;
   for (const OperationKey& other : readiness_.waiting()) {
     if (other.process_set != key.process_set || other == key) continue;
     std::vector<int> ranks = readiness_.find(other)->present();
@@ -486,21 +491,36 @@ std::string Coordinator::hint(const OperationKey& key, const ReadinessTable::Pen
     std::erase_if(ranks, [&](int rank) { return !std::binary_search(missing.begin(), missing.end(), rank); });
     if (ranks.empty()) continue;
     const bool nobody_asked_for_both = ranks.size() == asked;
-    std::string_view why;
+    const std::string asked_for = fmt::format("{} asked for {} '{}'", rank_text(ranks), name_of(other.op), other.name);
+    const auto mistaken = [&](std::string_view why) {
+      return fmt::format("{} '{}' waits for {}, while {} ({})", name_of(key.op), key.name, rank_text(missing),
+                         asked_for, why);
+    };
     if (nobody_asked_for_both && other.name == key.name) {
-      why = "another operation under the same name";
+      texts.push_back(mistaken("another operation under the same name"));
     } else if (nobody_asked_for_both && other.op == key.op && are_nearly_equal(other.name, key.name)) {
-      why = "a name that is nearly the same";
+      texts.push_back(mistaken("a name that is nearly the same"));
     } else if (other.op == OpKind::kBarrier) {
-      why = "as after the end of a loop: do all ranks have as much data?";
-    } else {
-      continue;
+      texts.push_back(fmt::format("{} ({})", asked_for, end_of_loop));
+    } else if (nobody_asked_for_both && ++others <= most) {
+      texts.push_back(asked_for + ", and no other rank did");
     }
-    text += fmt::format("{}{} '{}' waits for {}, while {} asked for {} '{}' ({})", text.empty() ? "" : "; ",
-                        name_of(key.op), key.name, rank_text(missing), rank_text(ranks), name_of(other.op), other.name,
-                        why);
   }
-  return text;
+  if (others > most) texts.push_back(fmt::format("and for {} more of this kind", others - most));
+  if (const std::vector<int> silent = silent_among(missing); !silent.empty()) {
+    texts.push_back(fmt::format("{} asked for nothing ({})", rank_text(silent), end_of_loop));
+  }
+  return fmt::format("{}", fmt::join(texts, "; "));
+}
+
+// Those for whom nobody waits but those that wait for them: they have asked for nothing, in any set.
+std::vector<int> Coordinator::silent_among(std::vector<int> ranks) const {
+  const auto strike = [&](const std::vector<int>& present) {
+    std::erase_if(ranks, [&](int rank) { return std::find(present.begin(), present.end(), rank) != present.end(); });
+  };
+  for (const OperationKey& key : readiness_.waiting()) strike(readiness_.find(key)->present());
+  for (const auto& [key, pending] : waiting_in_uses()) strike(pending.present());
+  return ranks;
 }
 
 void Coordinator::check_stalls(TimePoint now, Outbox& out) {

@@ -75,6 +75,7 @@ class Coordinator {
   void note_answer(const ReadinessTable::Pending& pending) const;
   bool is_ready(const OperationKey& key) const;
   std::string hint(const OperationKey& key, const ReadinessTable::Pending& pending) const;
+  std::vector<int> silent_among(std::vector<int> ranks) const;
   std::vector<int> really_missing(const ReadinessTable::Pending& pending) const;
   std::vector<int> joined_missing(const ReadinessTable::Pending& pending) const;
   void take_joins(TimePoint now);

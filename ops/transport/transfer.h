@@ -96,7 +96,7 @@ class [[nodiscard]] Pending {
   bool done() const { return transfer_->done(); }
 
   bool await_ready() const { return transfer_->done(); }
-  void await_suspend(std::coroutine_handle<> waiter) { transfer_->set_waiter(waiter); }
+  void await_suspend(std::coroutine_handle<> waiter) const { transfer_->set_waiter(waiter); }
   Status await_resume() const { return transfer_->status(); }
 
  private:

@@ -532,8 +532,12 @@ TEST(Controller, TellsWhatTheMissingRanksAskedForInstead) {
     planes.event(0, StallNoticed{{{0, OpKind::kAllreduce, "grad.3.weight"}}});
     return planes[0].stalls.empty() ? std::string("no line") : planes[0].stalls[0].hint;
   };
-  EXPECT_EQ(hint({}), "");
-  EXPECT_EQ(hint({request_of("something.else")}), "");
+  EXPECT_EQ(hint({}), "rank 1 asked for nothing (as after the end of a loop: do all ranks have as much data?)");
+  EXPECT_EQ(hint({request_of("something.else")}), "rank 1 asked for allreduce 'something.else', and no other rank did");
+  const std::string of_many = hint({request_of("aaaa"), request_of("bbbb"), request_of("cccc"), request_of("dddd")});
+  EXPECT_NE(of_many.find("'cccc'"), std::string::npos) << of_many;
+  EXPECT_EQ(of_many.find("'dddd'"), std::string::npos) << of_many;
+  EXPECT_NE(of_many.find("; and for 1 more of this kind"), std::string::npos) << of_many;
   EXPECT_EQ(hint({request_of("grad.3.weigth")}),
             "allreduce 'grad.3.weight' waits for rank 1, while rank 1 asked for allreduce 'grad.3.weigth' (a name that "
             "is nearly the same)");
@@ -542,6 +546,19 @@ TEST(Controller, TellsWhatTheMissingRanksAskedForInstead) {
   EXPECT_NE(hint({other}).find("allgather 'grad.3.weight' (another operation under the same name)"), std::string::npos);
   other.key = {0, OpKind::kBarrier, "end"};
   EXPECT_NE(hint({other}).find("do all ranks have as much data?"), std::string::npos);
+}
+
+TEST(Controller, TellsARankInABarrierWhatTheOthersAskedFor) {
+  Planes planes(2);
+  Request barrier = request_of("end");
+  barrier.key.op = OpKind::kBarrier;
+  planes.ask(1, {barrier});
+  planes.ask(0, {request_of("grad.3.weight")});
+  planes.deliver_all();
+  planes.event(1, StallNoticed{{barrier.key}});
+  planes.deliver_all();
+  ASSERT_EQ(planes[1].stalls.size(), 1u);
+  EXPECT_EQ(planes[1].stalls[0].hint, "rank 0 asked for allreduce 'grad.3.weight', and no other rank did");
 }
 
 TEST(Controller, EndsTheJobWhenAStallHasItsLimitByTheClockAlone) {

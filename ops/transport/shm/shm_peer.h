@@ -36,7 +36,7 @@ struct ShmPairControl {
   ShmNonce from_higher{};  ///< written by the one rank and looked up by the other, to see that they share this
   ShmNonce from_lower{};
   // The rank lets go of memory that it had offered.
-  alignas(64) std::atomic<std::uint32_t> higher_closed{0};
+  std::atomic<std::uint32_t> higher_closed{0};
   std::atomic<std::uint32_t> lower_closed{0};
 };
 inline constexpr std::size_t kPairControlBytes = 4096;
