@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from horovod_cpp.common.call_site import call_site
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, require_id
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
@@ -64,9 +64,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
 
-        Blocks. Raises HorovodInternalError if ranks disagree or one is lost.
+        Blocks. Raises HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process
+        set, once the set has been removed.
         """
         try:
+            require_id(self._reduction.process_set)
             self._reduction.synchronize()
         except Exception:
             self._reduction.reset()
@@ -146,6 +148,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         """
         # Past the step of the other class, which reduces gradients.
         local_step = super(_DistributedOptimizer, self).step
+        require_id(self._reduction.process_set)
         if not self._reduction.active:
             return local_step(closure)
         parameters = {
@@ -224,8 +227,9 @@ def DistributedOptimizer(
             need `sparse_as_dense`, or a group. All ranks have the same setting and the same order of memory; not with
             op=Adasum. It pays where gradients are many and small. The model keeps its device and dtype from here on,
             and a gradient that you keep beyond `zero_grad` is cloned: its memory is used again.
-    Raises: ValueError for bad arguments or before `init`; with gradient_as_bucket_view also `backward` and
-        `synchronize`, for a gradient that is sparse or of another dtype or device than its bucket.
+    Raises: ValueError for bad arguments, for a process set that is not registered, or before `init`. `backward` and
+        `step` raise it once the set has been removed; with gradient_as_bucket_view also for a gradient that is sparse
+        or of another dtype or device than its bucket.
     """
     if op == Adasum and (groups is not None or num_groups != 0):
         raise ValueError("groups are of gradients, which op=Adasum does not reduce")

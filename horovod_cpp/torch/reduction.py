@@ -14,7 +14,7 @@ import torch
 
 from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite
-from horovod_cpp.common.process_sets import ProcessSet
+from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registered_ranks, require_id
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.buckets import Bucket
 from horovod_cpp.torch.compression import Compressor
@@ -99,9 +99,8 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
-        self.active = bool(process_set.included()) and (
-            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
-        )
+        ranks = registered_ranks(require_id(process_set))
+        self.active = registered_rank() in ranks and (len(ranks) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1")
 
     def add(self, parameter: torch.Tensor, name: str) -> None:
         """Reduce this parameter from now on."""
