@@ -26,13 +26,14 @@ class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "reduced",
-        "sparse_dim",
+        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "process_set",
+        "reduced", "sparse_dim",
     )  # fmt: skip
 
-    def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
+    def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
         self.parameter = parameter
         self.name = name
+        self.process_set = process_set
         self.passes_left = passes
         self.group: Group | None = None
         self.bucket: Bucket | None = None  # see bucket_reduction.py
@@ -45,7 +46,7 @@ class Gradient:
 
 
 class Group:
-    """Gradients that are reduced together, as one operation, once backward has made the last of them."""
+    """Gradients of one process set that are reduced together, as one operation, once backward has made the last one."""
 
     __slots__ = ("compressed", "members", "name")
 
@@ -99,12 +100,21 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
-        ranks = registered_ranks(require_id(process_set))
-        self.active = registered_rank() in ranks and (len(ranks) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1")
+        self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
+        self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
+        self.take_up(process_set)
 
-    def add(self, parameter: torch.Tensor, name: str) -> None:
-        """Reduce this parameter from now on."""
-        gradient = Gradient(parameter, name, self.passes)
+    def take_up(self, process_set: ProcessSet) -> None:
+        """Reduce in this set, too. ValueError for one that is not registered."""
+        ranks = tuple(registered_ranks(require_id(process_set)))
+        self.ranks[process_set] = ranks
+        self.active[process_set] = registered_rank() in ranks and (
+            len(ranks) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
+        )
+
+    def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
+        """Reduce this parameter from now on, in a set that was taken up."""
+        gradient = Gradient(parameter, name, process_set, self.passes)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
@@ -158,7 +168,7 @@ class Reduction:
         if grad.layout is not torch.strided:
             if not self.sparse_as_dense and group is None:
                 gradient.sparse_dim = grad.sparse_dim()
-                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
+                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, gradient.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
         compressed, gradient.context = self.compression.compress(grad)
@@ -170,7 +180,7 @@ class Reduction:
             return
         gradient.pending = operations.start_allreduce(
             compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
-            self.process_set, self.site,
+            gradient.process_set, self.site,
         )  # fmt: skip
         gradient.reduced = grad  # last: after a refusal synchronize tries again
 
@@ -193,7 +203,7 @@ class Reduction:
                 self.op,
                 self.prescale_factor,
                 self.postscale_factor,
-                self.process_set,
+                group.members[0].process_set,
                 self.site,
             )
         )
