@@ -21,7 +21,7 @@ from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
 from horovod_cpp.torch.pending import wait_all
-from horovod_cpp.torch.reduction import Reduction
+from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, Reduction
 
 
 class _DistributedOptimizer(torch.optim.Optimizer):
@@ -100,6 +100,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         Blocks. Raises HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process
         set, once the set has been removed.
         """
+        self._reduction.owner.used = True
         try:
             self._require_sets()
             self._reduction.synchronize()
@@ -125,7 +126,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if not self._should_synchronize:
             self._synchronized = False
             return super().step(closure)
-        if self._synchronized:
+        if self._synchronized and not self._reduction.in_progress():
             warnings.warn(
                 "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
                 "Gradients are reduced a second time; use optimizer.skip_synchronize() around optimizer.step() if "
@@ -157,7 +158,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if self._reduction.in_progress():
             raise AssertionError(
                 "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
-                "optimizer.synchronize(). This is prohibited as it can cause a race condition."
+                f"optimizer.synchronize(). This is prohibited as it can cause a race condition. {OF_ANOTHER_LOSS}"
             )
         super().zero_grad(set_to_none=set_to_none)
 
@@ -237,7 +238,9 @@ def DistributedOptimizer(
     schedulers stay good. A second call on it replaces the options of the first.
 
     Args:
-        named_parameters: `model.named_parameters()`; the names are the keys of the reductions.
+        named_parameters: `model.named_parameters()`; the names are the keys of the reductions. Of optimizers that are
+            made with the same names before the first step, the second's get "#2" at the end, and so on: all ranks make
+            them in the same order.
         compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
         op: Average, Sum, Min, Max or Product of the gradients. Adasum: each rank does its own step, and the changes of

@@ -18,8 +18,15 @@ from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registe
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.buckets import Bucket
 from horovod_cpp.torch.compression import Compressor
+from horovod_cpp.torch.gradient_names import Owner, claim
 from horovod_cpp.torch.pending import AnyPending, Operation, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
+
+OF_ANOTHER_LOSS = (
+    "If a backward pass was for another optimizer, as a GAN has them, keep it from these parameters: "
+    "parameter.requires_grad_(False) before its forward pass, or loss.backward(inputs=...); or call "
+    "optimizer.synchronize() after it, before gradients are cleared."
+)
 
 
 class Gradient:
@@ -100,6 +107,7 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
+        self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
         self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
         self.take_up(process_set)
@@ -114,6 +122,7 @@ class Reduction:
 
     def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
         """Reduce this parameter from now on, in a set that was taken up."""
+        name = claim(name, parameter, self.ranks[process_set], self.owner)
         gradient = Gradient(parameter, name, process_set, self.passes)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
@@ -145,7 +154,7 @@ class Reduction:
             raise AssertionError(
                 "Gradients were computed more than backward_passes_per_step times before call to step(). "
                 "Increase backward_passes_per_step to accumulate gradients locally. "
-                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes})"
+                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes}) {OF_ANOTHER_LOSS}"
             )
         gradient.passes_left -= 1
         if gradient.passes_left == 0:

@@ -13,7 +13,7 @@ import torch
 from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
-from horovod_cpp.torch import buckets
+from horovod_cpp.torch import buckets, gradient_names
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +25,7 @@ def one_thread() -> None:
 def job() -> Iterator[None]:
     """A job in which process sets may be added; a test that shut it down gets a new one made for the next."""
     hvd.init(process_sets="dynamic")
+    gradient_names.forget()  # each test is a program of its own
     yield
 
 
