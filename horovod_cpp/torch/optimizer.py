@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from horovod_cpp.common.call_site import call_site
+from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, require_id
 from horovod_cpp.torch import operations, optimizer_arguments
 from horovod_cpp.torch.bucket_reduction import BucketReduction
@@ -30,6 +30,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     _reduction: Reduction
     _parameter_names: dict[torch.Tensor, str]
     _process_sets: list[ProcessSet]  # of each param group
+    _groups: list[list[torch.Tensor]]
     _synchronized: bool
     _should_synchronize: bool
 
@@ -43,6 +44,29 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         optimizer_arguments.require_passes(passes)
         self._reduction.passes = passes
         self._reduction.reset()
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """To deepcopy and pickle: what torch keeps of an optimizer, and the options. Nothing is in flight in a copy."""
+        reduction = self._reduction
+        options = {
+            "compression": reduction.compression,
+            "backward_passes_per_step": reduction.passes,
+            "op": reduction.op,
+            "gradient_predivide_factor": reduction.postscale_factor,
+            "groups": self._groups or None,
+            "sparse_as_dense": reduction.sparse_as_dense,
+            "process_set": reduction.process_set,
+            "gradient_as_bucket_view": isinstance(reduction, BucketReduction),
+        }
+        named = [(name, parameter) for parameter, name in self._parameter_names.items()]
+        return _made_again, (_class_of_user(self), self.__getstate__(), named, options, reduction.site)
+
+    def __copy__(self) -> Any:
+        """Raises TypeError."""
+        raise TypeError(
+            "a shallow copy of a DistributedOptimizer would reduce the gradients of the same parameters a second time; "
+            "use copy.deepcopy((model, optimizer))"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch has it; process sets of param groups, which belong to this job, are not in it."""
@@ -235,7 +259,9 @@ def DistributedOptimizer(
     """Make `optimizer` reduce its gradients over all ranks before each step.
 
     Returns `optimizer` itself, whose class becomes a subclass of the one it had: its state, hooks and learning-rate
-    schedulers stay good. A second call on it replaces the options of the first.
+    schedulers stay good. A second call on it replaces the options of the first. It can be copied with
+    `copy.deepcopy((model, optimizer))` and pickled, with the options, on all ranks alike; a copy has no gradients in
+    flight.
 
     Args:
         named_parameters: `model.named_parameters()`; the names are the keys of the reductions. Of optimizers that are
@@ -295,12 +321,13 @@ def DistributedOptimizer(
     members = optimizer_arguments.gradient_groups(names, groups, num_groups, ranks)
     if isinstance(optimizer, _DistributedOptimizer):
         optimizer._reduction.remove_hooks()
-        optimizer.__class__ = type(optimizer).__mro__[type(optimizer).__mro__.index(_DistributedOptimizer) + 1]
+        optimizer.__class__ = _class_of_user(optimizer)
     _adopt(optimizer, _DistributedAdasumOptimizer if op == Adasum else _DistributedOptimizer)
     assert isinstance(optimizer, _DistributedOptimizer)
     optimizer._reduction = reduction
     optimizer._parameter_names = names
     optimizer._process_sets = process_sets
+    optimizer._groups = members
     optimizer._synchronized = False
     optimizer._should_synchronize = True
     for parameter, each in sets.items():
@@ -308,6 +335,26 @@ def DistributedOptimizer(
     reduction.arrange(members)
     weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
     return optimizer
+
+
+def _class_of_user(optimizer: _DistributedOptimizer) -> Any:
+    classes = type(optimizer).__mro__
+    return classes[classes.index(_DistributedOptimizer) + 1]
+
+
+def _made_again(
+    of_user: type[torch.optim.Optimizer],
+    state: dict[str, Any],
+    named_parameters: list[tuple[str, torch.Tensor]],
+    options: dict[str, Any],
+    site: CallSite,
+) -> torch.optim.Optimizer:
+    """A copy of an optimizer; ValueError before `init`, and where its process set is not registered."""
+    optimizer = of_user.__new__(of_user)
+    optimizer.__setstate__(state)
+    made = DistributedOptimizer(optimizer, named_parameters, **options)
+    made._reduction.site = site
+    return made
 
 
 def _adopt(optimizer: torch.optim.Optimizer, first: type[_DistributedOptimizer]) -> None:
