@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from horovod_cpp.common import basics
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.exceptions import HorovodInternalError
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, operating_rank
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.objects import broadcast_object
 from horovod_cpp.torch.pending import AnyPending, wait_all
@@ -95,7 +94,7 @@ def broadcast_optimizer_state(
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("cannot broadcast torch.optim.LBFGS state")
-    is_root = basics.rank() == root_rank
+    is_root = operating_rank() == root_rank
     tensors: list[torch.Tensor] = []
     described: Any = None
     failure: Exception | None = None

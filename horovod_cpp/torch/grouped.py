@@ -240,9 +240,11 @@ class _GroupedReducescatter(torch.autograd.Function):
         site: CallSite,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        outputs = _reducescatter(tensors, name, op, process_set, prescale_factor, postscale_factor, site)
+        # The set is one of this job, or there would be no outputs.
         ctx.factor = prescale_factor * postscale_factor * (_size(process_set) if op == Sum else 1)
         ctx.process_set = process_set
-        return tuple(_reducescatter(tensors, name, op, process_set, prescale_factor, postscale_factor, site))
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
