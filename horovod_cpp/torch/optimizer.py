@@ -20,8 +20,8 @@ from horovod_cpp.torch import operations, optimizer_arguments
 from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.pending import wait_all
-from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, Reduction
+from horovod_cpp.torch.pending import AnyPending, wait_all
+from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
 
 
 class _DistributedOptimizer(torch.optim.Optimizer):
@@ -102,9 +102,9 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         self._reduction.arrange([])
 
     def _reduce(self, parameter: torch.Tensor, process_set: ProcessSet) -> None:
-        """Reduce the gradients of `parameter` from now on, if it has any and there are other ranks."""
+        """Take care of the gradients of `parameter` from now on, if it has any and there are other ranks."""
         reduction = self._reduction
-        if reduction.op != Adasum and parameter.requires_grad and reduction.active[process_set]:
+        if parameter.requires_grad and reduction.active[process_set]:
             reduction.add(parameter, self._parameter_names[parameter], process_set)
 
     def _require_sets(self) -> None:
@@ -206,7 +206,30 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         """
         # Past the step of the other class, which reduces gradients.
         local_step = super(_DistributedOptimizer, self).step
+        self._reduction.owner.used = True
         self._require_sets()
+        try:
+            return self._reduced_step(local_step, closure if closure is None else self._counting_anew(closure))
+        finally:
+            self._reduction.reset()
+
+    setattr(step, "hooked", True)  # noqa: B010
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients as torch does, and count backward passes from the start."""
+        self._reduction.reset()
+        super().zero_grad(set_to_none=set_to_none)
+
+    def _counting_anew(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            self._reduction.reset()
+            return closure()
+
+        return wrapped
+
+    def _reduced_step(
+        self, local_step: Callable[[Callable[[], Any] | None], Any], closure: Callable[[], Any] | None
+    ) -> Any:
         parameters = {
             parameter: process_set
             for group, process_set in zip(self.param_groups, self._process_sets, strict=False)
@@ -226,19 +249,19 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
                 raise
         return result
 
-    setattr(step, "hooked", True)  # noqa: B010
-
     def _reduce_changes(self, parameters: dict[torch.Tensor, ProcessSet], starts: list[torch.Tensor]) -> None:
         reduction = self._reduction
-        started = []
-        for (parameter, process_set), start in zip(parameters.items(), starts, strict=True):
-            # Memory of its own: what is in flight when an error comes must not reach the parameter.
-            compressed, context = reduction.compression.compress(parameter.detach() - start)
-            pending = operations.start_allreduce(
-                compressed, True, self._parameter_names[parameter], Adasum, 1.0, 1.0, process_set, reduction.site
-            )
-            started.append((parameter, start, pending, context))
-        wait_all(pending for _, _, pending, _ in started)
+        started: list[tuple[torch.Tensor, torch.Tensor, AnyPending, Any]] = []
+        try:
+            for (parameter, process_set), start in zip(parameters.items(), starts, strict=True):
+                # Memory of its own: what is in flight when an error comes must not reach the parameter.
+                compressed, context = reduction.compression.compress(parameter.detach() - start)
+                pending = operations.start_allreduce(
+                    compressed, True, self._parameter_names[parameter], Adasum, 1.0, 1.0, process_set, reduction.site
+                )
+                started.append((parameter, start, pending, context))
+        finally:
+            wait_all(pending for _, _, pending, _ in started)
         for parameter, start, pending, context in started:
             parameter.copy_(start + reduction.compression.decompress(pending.wait(), context))
 
@@ -307,7 +330,8 @@ def DistributedOptimizer(
         optimizer_arguments.set_of_group(group, index, process_set)
         for index, group in enumerate(optimizer.param_groups)
     ]
-    reduction = (BucketReduction if gradient_as_bucket_view else Reduction)(
+    kind = LocalGradients if op == Adasum else BucketReduction if gradient_as_bucket_view else Reduction
+    reduction = kind(
         compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
     for each in process_sets:

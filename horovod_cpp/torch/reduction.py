@@ -261,6 +261,13 @@ class Reduction:
             self.finish(gradient)
 
 
+class LocalGradients(Reduction):
+    """With op=Adasum gradients stay on their rank: backward passes are counted only."""
+
+    def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """Nothing: the optimizer reduces what its step changes."""
+
+
 def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
     indices = torch.empty(sparse_dim, 0, dtype=torch.int64, device=parameter.device)
     values = torch.empty(0, *parameter.shape[sparse_dim:], dtype=parameter.dtype, device=parameter.device)
