@@ -41,6 +41,7 @@ def _broadcast_all(
     try:
         for name, tensor in entries:
             started.append(operations.start_broadcast(tensor, True, root_rank, name, process_set, site))
+            operations.mark_changed((tensor,))
     finally:
         wait_all(started)
     for pending in started:
