@@ -50,6 +50,18 @@ def alone_and_beside_a_stuck_set(job: None, request: pytest.FixtureRequest) -> I
 
 
 @pytest.fixture
+def even_and_odd(job: None) -> Iterator[tuple[hvd.ProcessSet, hvd.ProcessSet]]:
+    """The set of the even ranks and that of the odd ones."""
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    even = hvd.add_process_set(range(0, hvd.size(), 2))
+    odd = hvd.add_process_set(hvd.ProcessSet(range(1, hvd.size(), 2)))
+    yield even, odd
+    assert hvd.remove_process_set(odd)
+    assert hvd.remove_process_set(even)
+
+
+@pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts buckets so small that a test's network has several."""
     monkeypatch.setattr(buckets, "FIRST_BUCKET_BYTES", 200)

@@ -141,6 +141,41 @@ def test_param_groups_in_two_sets_train_like_one_process(feature: str, mine: hvd
     assert_same_on_all_ranks(next(iter(together.parameters())))
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"gradient_predivide_factor": 2.0}], ids=str)
+def test_some_of_the_ranks_train_like_one_process(options: dict[str, Any]) -> None:
+    if hvd.size() < 3:
+        pytest.skip("two ranks have no part of two")
+    ends = hvd.add_process_set([0, hvd.size() - 1])
+    alone, together = network(), network()
+    plain = torch.optim.SGD(alone.parameters(), lr=0.05, momentum=0.9)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(together.parameters(), lr=0.05, momentum=0.9),
+        together.named_parameters(),
+        process_set=ends,
+        **options,
+    )
+    for step in range(STEPS):
+        images, labels = batch(step, ROWS * 2, torch.float64)
+        for model, stepper, pick in ((alone, plain, slice(None)), (together, optimizer, own_rows(ends))):
+            stepper.zero_grad()
+            loss_of(model, images[pick], labels[pick]).backward()
+            stepper.step()
+    for got, wanted in zip(together.parameters(), alone.parameters(), strict=True):
+        # Outside, a rank steps with its own gradients, here those of the whole batch.
+        assert (got - wanted).abs().max().item() <= 1e-9
+    hvd.barrier()
+    assert hvd.remove_process_set(ends)
+
+
+def own_rows(process_set: hvd.ProcessSet) -> slice:
+    """This rank's part of a batch for two; outside the set all of it."""
+    if not process_set.included():
+        return slice(None)
+    first = process_set.rank() * ROWS
+    return slice(first, first + ROWS)
+
+
 def test_adasum_in_two_sets(mine: hvd.ProcessSet) -> None:
     shared, own = linear_model(), linear_model()
     optimizer = hvd.DistributedOptimizer(

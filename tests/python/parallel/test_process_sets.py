@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,17 +15,6 @@ from test_adasum import adasum_of_all
 import horovod_cpp.torch as hvd
 
 pytestmark = pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
-
-
-@pytest.fixture
-def even_and_odd() -> Iterator[tuple[hvd.ProcessSet, hvd.ProcessSet]]:
-    if hvd.size() == 1:
-        pytest.skip("one rank has no parts")
-    even = hvd.add_process_set(range(0, hvd.size(), 2))
-    odd = hvd.add_process_set(hvd.ProcessSet(range(1, hvd.size(), 2)))
-    yield even, odd
-    assert hvd.remove_process_set(odd)
-    assert hvd.remove_process_set(even)
 
 
 Sets = tuple[hvd.ProcessSet, hvd.ProcessSet]
