@@ -19,7 +19,8 @@ _bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
 class ProcessSet:
     """A subset of the global ranks. The order in which they are given does not matter.
 
-    `process_set_id` is None until `init(process_sets=...)` or `add_process_set` registers the set.
+    `process_set_id` is None until `init(process_sets=...)` or `add_process_set` registers the set. A copy is the set
+    itself, and a pickle stands for its ranks: where it is loaded, it is the set that the job has of them, if any.
     """
 
     process_set_id: int | None = None
