@@ -19,7 +19,8 @@ _bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
 class ProcessSet:
     """A subset of the global ranks. The order in which they are given does not matter.
 
-    `process_set_id` is None until `init(process_sets=...)` or `add_process_set` registers the set.
+    `process_set_id` is None until `init(process_sets=...)` or `add_process_set` registers the set. A copy is the set
+    itself, and a pickle stands for its ranks: where it is loaded, it is the set that the job has of them, if any.
     """
 
     process_set_id: int | None = None
@@ -63,9 +64,36 @@ class ProcessSet:
 
     __repr__ = __str__
 
+    def __copy__(self) -> ProcessSet:
+        """The set itself: `init` and `shutdown` would not know of another object."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessSet:
+        """As `__copy__`."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A set is pickled as its ranks, the global one as what it is: ids are those of one job."""
+        return _of_ranks, (None if self is global_process_set else self.ranks,)
+
 
 global_process_set = ProcessSet([])
 global_process_set.process_set_id = 0
+
+
+def _of_ranks(ranks: list[int] | None) -> ProcessSet:
+    """The set of these ranks: that which the job has, if it has one, else one that is not registered."""
+    if ranks is None:
+        return global_process_set
+    for process_set in _bound:
+        if process_set.ranks == ranks:
+            return process_set
+    process_set = ProcessSet(ranks)
+    if _core.is_initialized():
+        for process_set_id, members in get_process_set_ids_and_ranks().items():
+            if process_set_id != 0 and members == ranks:
+                _bind(process_set, process_set_id)
+    return process_set
 
 
 def registered_ranks(process_set_id: int) -> list[int]:
@@ -89,6 +117,14 @@ def registered_rank() -> int:
         return _core.topology().rank
     except _core.Error as error:
         raise exceptions.query_error(error) from None
+
+
+def operating_rank() -> int:
+    """The global rank of this process, for an operation: before `init` that is a HorovodInternalError."""
+    try:
+        return _core.topology().rank
+    except _core.Error as error:
+        raise exceptions.operation_error(error) from None
 
 
 def require_id(process_set: ProcessSet) -> int:
@@ -140,13 +176,16 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     """
     if process_set.process_set_id is None or process_set.process_set_id == 0:
         return False
+    process_set_id = process_set.process_set_id
     try:
-        _core.process_set_remove(process_set.process_set_id)
+        _core.process_set_remove(process_set_id)
     except _core.Error as error:
         if error.code == _core.INVALID_ARGUMENT:
             return False
         raise _change_error(error) from None
-    _unbind(process_set)
+    for bound in list(_bound):
+        if bound.process_set_id == process_set_id:
+            _unbind(bound)
     return True
 
 

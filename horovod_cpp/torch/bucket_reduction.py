@@ -5,6 +5,7 @@ Threads as in reduction.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class BucketReduction(Reduction):
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)
         self.buckets: list[Bucket] = []
+        self._made: Counter[tuple[int, ...]] = Counter()  # buckets of each set, by its ranks
 
     def arrange(self, groups: list[list[torch.Tensor]]) -> None:
         """Make each group a bucket, or one for each dtype in it; without groups, cut what is in no bucket yet.
@@ -31,12 +33,20 @@ class BucketReduction(Reduction):
             members = [self.gradients[parameter] for parameter in parameters if parameter in self.gradients]
             for part in split_by_kind(_named(members)):
                 self._add_bucket(part, takes_sparse=True)
-        rest = _named([gradient for gradient in self.gradients.values() if gradient.bucket is None])
-        for part in [[member] for member in rest] if groups else cut(rest):
-            self._add_bucket(part, takes_sparse=self.sparse_as_dense)
+        rest: dict[tuple[int, ...], list[Gradient]] = {}
+        for gradient in self.gradients.values():
+            if gradient.bucket is None:
+                rest.setdefault(self.ranks[gradient.process_set], []).append(gradient)
+        for of_set in map(_named, rest.values()):
+            for part in [[member] for member in of_set] if groups else cut(of_set):
+                self._add_bucket(part, takes_sparse=self.sparse_as_dense)
 
     def _add_bucket(self, members: list[Named], takes_sparse: bool) -> None:
-        bucket = Bucket(len(self.buckets), members, takes_sparse)
+        process_set = self.gradients[members[0][1]].process_set
+        ranks = self.ranks[process_set]
+        # Numbered in each set: ranks outside it do not have its buckets.
+        bucket = Bucket(self._made[ranks], members, takes_sparse, process_set)
+        self._made[ranks] += 1
         self.buckets.append(bucket)
         for place, (_, parameter) in enumerate(members):
             gradient = self.gradients[parameter]
@@ -65,8 +75,8 @@ class BucketReduction(Reduction):
     def _start_bucket(self, bucket: Bucket) -> None:
         compressed, bucket.context = self.compression.compress(bucket.flat)
         bucket.pending = operations.start_allreduce(
-            compressed, True, bucket.name, self.op, self.prescale_factor, self.postscale_factor, self.process_set,
-            self.site,
+            compressed, True, bucket.name, self.op, self.prescale_factor, self.postscale_factor,
+            bucket.process_set, self.site,
         )  # fmt: skip
 
     def synchronize(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from horovod_cpp import _core
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.pending import AnyPending
 
 FIRST_BUCKET_BYTES = _core.FIRST_BUCKET_BYTES
@@ -42,15 +43,23 @@ class Bucket:
         "flat",
         "name",
         "pending",
+        "process_set",
         "ready",
         "takes_sparse",
     )
 
-    def __init__(self, number: int, members: list[Named], takes_sparse: bool) -> None:
+    def __init__(
+        self,
+        number: int,
+        members: list[Named],
+        takes_sparse: bool,
+        process_set: ProcessSet = global_process_set,
+    ) -> None:
         parameters = [parameter for _, parameter in members]
         self._kind = _kind(parameters[0])
         self._placements, self._elements = _placements(parameters)
         self.name = f"bucket.{number}.{members[0][0]}"
+        self.process_set = process_set
         self.takes_sparse = takes_sparse  # whether sparse gradients are made dense
         self.ready = 0  # how many gradients are in their places
         self.pending: AnyPending | None = None

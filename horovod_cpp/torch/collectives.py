@@ -155,11 +155,16 @@ def allreduce_(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
-    """Reduce `tensor` in place, otherwise as `allreduce`. Blocks. Not differentiable. Returns `tensor`."""
+    """Reduce `tensor` in place, otherwise as `allreduce`. Blocks. Not differentiable. Returns `tensor`.
+
+    As with in-place functions of torch, a backward pass that needs the values of before is an error.
+    """
     op = resolve_reduce_op(op, average)
-    return operations.start_allreduce(
+    pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), caller_waits=True
-    ).wait()
+    )
+    operations.mark_changed((tensor,))
+    return pending.wait()
 
 
 def allreduce_async_(
@@ -173,9 +178,11 @@ def allreduce_async_(
 ) -> int:
     """Start a reduction of `tensor` in place. Does not block. Returns: a handle for `poll` and `synchronize`."""
     op = resolve_reduce_op(op, average)
-    return register(
-        operations.start_allreduce(tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site())
+    pending = operations.start_allreduce(
+        tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )
+    operations.mark_changed((tensor,))
+    return register(pending)
 
 
 def _allgather(tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite) -> torch.Tensor:
@@ -288,7 +295,9 @@ def broadcast_(
     process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
     """Overwrite `tensor` with the root's, otherwise as `broadcast`. Blocks. Not differentiable. Returns `tensor`."""
-    return operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site(), caller_waits=True).wait()
+    pending = operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site(), caller_waits=True)
+    operations.mark_changed((tensor,))
+    return pending.wait()
 
 
 def broadcast_async_(
@@ -298,7 +307,9 @@ def broadcast_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a broadcast into `tensor`. Does not block. Returns: a handle for `poll` and `synchronize`."""
-    return register(operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site()))
+    pending = operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site())
+    operations.mark_changed((tensor,))
+    return register(pending)
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:

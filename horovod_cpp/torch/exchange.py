@@ -127,11 +127,12 @@ class _Reducescatter(torch.autograd.Function):
         postscale_factor: float,
         site: CallSite,
     ) -> torch.Tensor:
-        size = process_set.size()
+        output = _reducescatter(tensor, name, op, process_set, prescale_factor, postscale_factor, site)
+        size = process_set.size()  # of this job, or there would be no output
         assert size is not None
         ctx.factor = prescale_factor * postscale_factor * (size if op == Sum else 1)
         ctx.process_set = process_set
-        return _reducescatter(tensor, name, op, process_set, prescale_factor, postscale_factor, site)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:

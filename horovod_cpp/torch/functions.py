@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 
-from horovod_cpp.common import basics
+from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.exceptions import HorovodInternalError
-from horovod_cpp.common.handles import synchronize
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch.collectives import broadcast_async_
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, operating_rank
+from horovod_cpp.torch import operations
 from horovod_cpp.torch.objects import broadcast_object
+from horovod_cpp.torch.pending import AnyPending, wait_all
 
 
 def broadcast_parameters(
@@ -23,10 +25,27 @@ def broadcast_parameters(
     Args:
         params: a `state_dict()`, `named_parameters()`, or tensors; the same names on all ranks.
         root_rank: global rank of the root.
-    Raises: ValueError for anything else; HorovodInternalError if ranks disagree or one is lost.
+    Raises: ValueError for anything else, before anything is sent; HorovodInternalError if ranks disagree or one is
+        lost. All is over then: the same names can be used again.
     """
-    for handle in [broadcast_async_(tensor, root_rank, name, process_set) for name, tensor in _named_tensors(params)]:
-        synchronize(handle)
+    _broadcast_all(_named_tensors(params), root_rank, process_set, call_site())
+
+
+def _broadcast_all(
+    entries: list[tuple[str | None, torch.Tensor]], root_rank: int, process_set: ProcessSet, site: CallSite
+) -> None:
+    """Broadcast all, wait for all, and raise the first error, if there is one."""
+    for name, tensor in entries:
+        operations.check_broadcast(tensor, name)
+    started: list[AnyPending] = []
+    try:
+        for name, tensor in entries:
+            started.append(operations.start_broadcast(tensor, True, root_rank, name, process_set, site))
+            operations.mark_changed((tensor,))
+    finally:
+        wait_all(started)
+    for pending in started:
+        pending.wait()
 
 
 def _named_tensors(params: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str | None, torch.Tensor]]:
@@ -39,6 +58,11 @@ def _named_tensors(params: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str 
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"broadcast_parameters takes tensors; '{name}' is a {type(tensor).__name__}")
+        if not isinstance(name, (str, NoneType)):
+            raise ValueError(f"broadcast_parameters takes names that are text; {name!r} is a {type(name).__name__}")
+    repeated = sorted(name for name, count in Counter(name for name, _ in entries).items() if name and count > 1)
+    if repeated:
+        raise ValueError(f"broadcast_parameters: names are given more than once: {', '.join(repeated)}")
     return entries
 
 
@@ -71,7 +95,7 @@ def broadcast_optimizer_state(
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("cannot broadcast torch.optim.LBFGS state")
-    is_root = basics.rank() == root_rank
+    is_root = operating_rank() == root_rank
     tensors: list[torch.Tensor] = []
     described: Any = None
     failure: Exception | None = None
@@ -89,11 +113,8 @@ def broadcast_optimizer_state(
     if not is_root:
         state = _with_empty_tensors(structure, tensors)
         flats = [_as_bytes(tensor) for tensor in tensors]
-    handles = []
-    for index, flat in enumerate(flats):
-        handles.append(broadcast_async_(flat, root_rank, f"{_STATE}.{index}", process_set))
-    for handle in handles:
-        synchronize(handle)
+    named: list[tuple[str | None, torch.Tensor]] = [(f"{_STATE}.{index}", flat) for index, flat in enumerate(flats)]
+    _broadcast_all(named, root_rank, process_set, call_site())
     if not is_root:
         optimizer.load_state_dict(state)
 

@@ -134,9 +134,11 @@ def grouped_allreduce_(
 ) -> list[torch.Tensor]:
     """Reduce each of `tensors` in place. Blocks. Not differentiable. Returns the tensors."""
     op = resolve_reduce_op(op, average)
-    return operations.start_group(
+    pending = operations.start_group(
         _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), True
-    ).wait()
+    )
+    operations.mark_changed(tensors)
+    return pending.wait()
 
 
 def grouped_allreduce_async_(
@@ -150,11 +152,11 @@ def grouped_allreduce_async_(
 ) -> int:
     """Start a reduction of each of `tensors` in place. Does not block. Returns: one handle for all tensors."""
     op = resolve_reduce_op(op, average)
-    return register(
-        operations.start_group(
-            _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
-        )
+    pending = operations.start_group(
+        _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )
+    operations.mark_changed(tensors)
+    return register(pending)
 
 
 # ---- allgather
@@ -240,9 +242,11 @@ class _GroupedReducescatter(torch.autograd.Function):
         site: CallSite,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        outputs = _reducescatter(tensors, name, op, process_set, prescale_factor, postscale_factor, site)
+        # The set is one of this job, or there would be no outputs.
         ctx.factor = prescale_factor * postscale_factor * (_size(process_set) if op == Sum else 1)
         ctx.process_set = process_set
-        return tuple(_reducescatter(tensors, name, op, process_set, prescale_factor, postscale_factor, site))
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:

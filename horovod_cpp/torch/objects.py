@@ -12,9 +12,8 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import torch
 
-from horovod_cpp.common import basics
 from horovod_cpp.common.exceptions import HorovodInternalError
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, operating_rank
 from horovod_cpp.torch.collectives import allgather, broadcast_
 
 
@@ -30,7 +29,7 @@ def broadcast_object(
     Raises: on the root, what pickling raised; HorovodInternalError on the others then, or if a rank is lost.
     """
     name = name or "broadcast_object"
-    is_root = basics.rank() == root_rank
+    is_root = operating_rank() == root_rank
     payload, failure = _pickled(obj) if is_root else (torch.empty(0, dtype=torch.uint8), None)
     size = torch.tensor([payload.numel(), failure is not None], dtype=torch.int64)
     broadcast_(size, root_rank, name=f"{name}.size", process_set=process_set)
@@ -55,7 +54,7 @@ def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet 
     """
     name = name or "allgather_object"
     payload, failure = _pickled(obj)
-    size = torch.tensor([[payload.numel(), failure is not None, basics.rank()]], dtype=torch.int64)
+    size = torch.tensor([[payload.numel(), failure is not None, operating_rank()]], dtype=torch.int64)
     sizes = allgather(size, name=f"{name}.sizes", process_set=process_set)
     gathered = allgather(payload, name=f"{name}.bytes", process_set=process_set)
     if failure is not None:

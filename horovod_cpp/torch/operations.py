@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -56,11 +56,33 @@ _OPERATION_NAMES = {
     _core.ALLTOALL: "alltoall",
 }
 
+_CONJUGATED = "a conjugated view cannot be the output; call resolve_conj() first"
+_EXPANDED = "an expanded tensor cannot be the output: its elements share memory; call clone() first"
+
+
+def _version_counter() -> Callable[[Sequence[torch.Tensor]], None]:
+    """What tells autograd that tensors were changed in place."""
+    increment: Callable[[Sequence[torch.Tensor]], None] = torch._C._increment_version
+    try:
+        increment((torch.empty(0),))
+    except TypeError:  # before torch 2.6 it takes one tensor; the public function costs a quarter of a microsecond more
+        return _count_each
+    return increment
+
+
+def _count_each(tensors: Sequence[torch.Tensor]) -> None:
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
+
+
+# Autograd finds out with it if backward needs what was there before. Of what this is not called for, nobody will ask.
+mark_changed = _version_counter()
+
 
 def _pairs(tensor: torch.Tensor, in_place: bool) -> torch.Tensor:
     """A complex tensor as a real one, with a last dimension of 2; the same memory if `in_place`."""
     if in_place and tensor.is_conj():
-        raise ValueError("a conjugated view cannot be the output; call resolve_conj() first")
+        raise ValueError(_CONJUGATED)
     return torch.view_as_real(tensor.detach().resolve_conj())
 
 
@@ -173,6 +195,16 @@ def start_broadcast(
         strides=strides,
     )  # fmt: skip
     return Pending(handle, place, target, copy_to)
+
+
+def check_broadcast(tensor: torch.Tensor, name: str | None) -> None:
+    """ValueError, which names it, for a tensor that `start_broadcast` in place would refuse."""
+    label = f"broadcast '{name}'" if name is not None else "unnamed broadcast"
+    if tensor.is_conj():
+        raise ValueError(f"{label}: {_CONJUGATED}")
+    if _shares_elements(tensor):
+        raise ValueError(f"{label}: {_EXPANDED}")
+    _require_supported(_core.BROADCAST, torch.view_as_real(tensor) if tensor.is_complex() else tensor, name)
 
 
 def start_group(
@@ -350,6 +382,12 @@ def _is_block(tensor: torch.Tensor) -> bool:
     return len(counted) <= _MOST_ORDERED_DIMENSIONS
 
 
+def _shares_elements(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def _place(
     tensor: torch.Tensor, in_place: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[int, ...] | None]:
@@ -364,8 +402,8 @@ def _place(
     if _is_block(tensor):
         target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
         return tensor, target, None, tensor.stride()
-    if in_place and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        raise ValueError("an expanded tensor cannot be the output: its elements share memory; call clone() first")
+    if in_place and _shares_elements(tensor):
+        raise ValueError(_EXPANDED)
     copy = _plain_copy(tensor)
     return copy, copy, tensor if in_place else None, None
 

@@ -6,7 +6,6 @@ All runs on the thread that calls the optimizer; see reduction.py for the hooks.
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +14,14 @@ from typing import Any
 
 import torch
 
-from horovod_cpp.common.call_site import call_site
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch import operations
+from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, require_id
+from horovod_cpp.torch import operations, optimizer_arguments
 from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.pending import wait_all
-from horovod_cpp.torch.reduction import Reduction
+from horovod_cpp.torch.pending import AnyPending, wait_all
+from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
 
 
 class _DistributedOptimizer(torch.optim.Optimizer):
@@ -30,6 +29,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     _reduction: Reduction
     _parameter_names: dict[torch.Tensor, str]
+    _process_sets: list[ProcessSet]  # of each param group
+    _groups: list[list[torch.Tensor]]
     _synchronized: bool
     _should_synchronize: bool
 
@@ -40,33 +41,92 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """Sum up the gradients of `passes` backward passes, from the next one on, before they are reduced."""
-        _require_positive(passes)
+        optimizer_arguments.require_passes(passes)
         self._reduction.passes = passes
         self._reduction.reset()
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """To deepcopy and pickle: what torch keeps of an optimizer, and the options. Nothing is in flight in a copy."""
+        reduction = self._reduction
+        options = {
+            "compression": reduction.compression,
+            "backward_passes_per_step": reduction.passes,
+            "op": reduction.op,
+            "gradient_predivide_factor": reduction.postscale_factor,
+            "groups": self._groups or None,
+            "sparse_as_dense": reduction.sparse_as_dense,
+            "process_set": reduction.process_set,
+            "gradient_as_bucket_view": isinstance(reduction, BucketReduction),
+        }
+        named = [(name, parameter) for parameter, name in self._parameter_names.items()]
+        return _made_again, (_class_of_user(self), self.__getstate__(), named, options, reduction.site)
+
+    def __copy__(self) -> Any:
+        """Raises TypeError."""
+        raise TypeError(
+            "a shallow copy of a DistributedOptimizer would reduce the gradients of the same parameters a second time; "
+            "use copy.deepcopy((model, optimizer))"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it; process sets of param groups, which belong to this job, are not in it."""
+        state: dict[str, Any] = super().state_dict()
+        for group in state["param_groups"]:
+            group.pop("process_set", None)
+        return state
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load a state as torch does, and forget which gradients were in flight."""
+        """Load a state as torch does, and forget which gradients were in flight. Param groups keep their sets."""
         self._reduction.reset()
         self._synchronized = False
         self._should_synchronize = True
+        own = [group.get("process_set") for group in self.param_groups]
         super().load_state_dict(*args, **kwargs)
+        for group, process_set in zip(self.param_groups, own, strict=True):
+            group.pop("process_set", None)
+            if process_set is not None:
+                group["process_set"] = process_set
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; its parameters are reduced, too, under names made from their position."""
+        index = len(self.param_groups)
+        if not isinstance(param_group, dict):
+            return super().add_param_group(param_group)  # torch says what is wrong
+        process_set = optimizer_arguments.set_of_group(param_group, index, self._reduction.process_set)
+        self._reduction.take_up(process_set)
         super().add_param_group(param_group)
-        index = len(self.param_groups) - 1
-        for name, parameter in _default_names(self.param_groups[index]["params"], index):
+        self._process_sets.append(process_set)
+        for name, parameter in optimizer_arguments.default_names(self.param_groups[index]["params"], index):
             self._parameter_names[parameter] = name
-            if self._reduction.active and self._reduction.op != Adasum and parameter.requires_grad:
-                self._reduction.add(parameter, name)
+            self._reduce(parameter, process_set)
         self._reduction.arrange([])
+
+    def _reduce(self, parameter: torch.Tensor, process_set: ProcessSet) -> None:
+        """Take care of the gradients of `parameter` from now on, if it has any and there are other ranks."""
+        reduction = self._reduction
+        if parameter.requires_grad and reduction.active[process_set]:
+            reduction.add(parameter, self._parameter_names[parameter], process_set)
+
+    def _require_sets(self) -> None:
+        """ValueError if a process set has been removed or a param group was given another one."""
+        own = self._reduction.process_set
+        for index, (group, process_set) in enumerate(zip(self.param_groups, self._process_sets, strict=False)):
+            if group.get("process_set", own) is not process_set:
+                raise ValueError(
+                    f"param group {index}: process_set is {group.get('process_set', own)}, and was {process_set} when "
+                    "DistributedOptimizer was called; call it again"
+                )
+            require_id(process_set)
 
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
 
-        Blocks. Raises HorovodInternalError if ranks disagree or one is lost.
+        Blocks. Raises HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process
+        set, once the set has been removed.
         """
+        self._reduction.owner.used = True
         try:
+            self._require_sets()
             self._reduction.synchronize()
         except Exception:
             self._reduction.reset()
@@ -90,7 +150,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if not self._should_synchronize:
             self._synchronized = False
             return super().step(closure)
-        if self._synchronized:
+        if self._synchronized and not self._reduction.in_progress():
             warnings.warn(
                 "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
                 "Gradients are reduced a second time; use optimizer.skip_synchronize() around optimizer.step() if "
@@ -122,7 +182,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if self._reduction.in_progress():
             raise AssertionError(
                 "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
-                "optimizer.synchronize(). This is prohibited as it can cause a race condition."
+                f"optimizer.synchronize(). This is prohibited as it can cause a race condition. {OF_ANOTHER_LOSS}"
             )
         super().zero_grad(set_to_none=set_to_none)
 
@@ -146,14 +206,38 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         """
         # Past the step of the other class, which reduces gradients.
         local_step = super(_DistributedOptimizer, self).step
-        if not self._reduction.active:
-            return local_step(closure)
+        self._reduction.owner.used = True
+        self._require_sets()
+        try:
+            return self._reduced_step(local_step, closure if closure is None else self._counting_anew(closure))
+        finally:
+            self._reduction.reset()
+
+    setattr(step, "hooked", True)  # noqa: B010
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients as torch does, and count backward passes from the start."""
+        self._reduction.reset()
+        super().zero_grad(set_to_none=set_to_none)
+
+    def _counting_anew(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            self._reduction.reset()
+            return closure()
+
+        return wrapped
+
+    def _reduced_step(
+        self, local_step: Callable[[Callable[[], Any] | None], Any], closure: Callable[[], Any] | None
+    ) -> Any:
         parameters = {
-            parameter: self._parameter_names[parameter]
-            for group in self.param_groups
+            parameter: process_set
+            for group, process_set in zip(self.param_groups, self._process_sets, strict=False)
             for parameter in group["params"]
-            if parameter.requires_grad
+            if parameter.requires_grad and self._reduction.active[process_set]
         }
+        if not parameters:
+            return local_step(closure)
         starts = [parameter.detach().clone() for parameter in parameters]
         result = local_step(closure)
         with torch.no_grad():
@@ -165,19 +249,19 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
                 raise
         return result
 
-    setattr(step, "hooked", True)  # noqa: B010
-
-    def _reduce_changes(self, parameters: dict[torch.Tensor, str], starts: list[torch.Tensor]) -> None:
+    def _reduce_changes(self, parameters: dict[torch.Tensor, ProcessSet], starts: list[torch.Tensor]) -> None:
         reduction = self._reduction
-        started = []
-        for (parameter, name), start in zip(parameters.items(), starts, strict=True):
-            # Memory of its own: what is in flight when an error comes must not reach the parameter.
-            compressed, context = reduction.compression.compress(parameter.detach() - start)
-            pending = operations.start_allreduce(
-                compressed, True, name, Adasum, 1.0, 1.0, reduction.process_set, reduction.site
-            )
-            started.append((parameter, start, pending, context))
-        wait_all(pending for _, _, pending, _ in started)
+        started: list[tuple[torch.Tensor, torch.Tensor, AnyPending, Any]] = []
+        try:
+            for (parameter, process_set), start in zip(parameters.items(), starts, strict=True):
+                # Memory of its own: what is in flight when an error comes must not reach the parameter.
+                compressed, context = reduction.compression.compress(parameter.detach() - start)
+                pending = operations.start_allreduce(
+                    compressed, True, self._parameter_names[parameter], Adasum, 1.0, 1.0, process_set, reduction.site
+                )
+                started.append((parameter, start, pending, context))
+        finally:
+            wait_all(pending for _, _, pending, _ in started)
         for parameter, start, pending, context in started:
             parameter.copy_(start + reduction.compression.decompress(pending.wait(), context))
 
@@ -198,10 +282,14 @@ def DistributedOptimizer(
     """Make `optimizer` reduce its gradients over all ranks before each step.
 
     Returns `optimizer` itself, whose class becomes a subclass of the one it had: its state, hooks and learning-rate
-    schedulers stay good. A second call on it replaces the options of the first.
+    schedulers stay good. A second call on it replaces the options of the first. It can be copied with
+    `copy.deepcopy((model, optimizer))` and pickled, with the options, on all ranks alike; a copy has no gradients in
+    flight.
 
     Args:
-        named_parameters: `model.named_parameters()`; the names are the keys of the reductions.
+        named_parameters: `model.named_parameters()`; the names are the keys of the reductions. Of optimizers that are
+            made with the same names before the first step, the second's get "#2" at the end, and so on: all ranks make
+            them in the same order.
         compression: what travels, `Compression.none`, `Compression.fp16` or `Compression.bf16`.
         backward_passes_per_step: how many backward passes are summed up locally before their sum is reduced.
         op: Average, Sum, Min, Max or Product of the gradients. Adasum: each rank does its own step, and the changes of
@@ -215,7 +303,10 @@ def DistributedOptimizer(
             whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
             meet (the stall report names both): there, use sparse_as_dense.
-        process_set: the ranks that reduce; a rank outside steps with its own gradients.
+        process_set: the ranks that reduce; a rank outside steps with its own gradients. A param group of the optimizer
+            that has a key "process_set" is reduced in that set: `SGD([{"params": shared}, {"params": experts,
+            "process_set": mine}])`. It is not in `state_dict()`, and stays when a state is loaded. A number of `groups`
+            is cut further where the set changes; each of their lists is of one set.
         gradient_as_bucket_view: let gradients be views of buckets, each of which is one flat tensor that is reduced in
             place as one operation: nothing is packed or copied back, `step` finds the results where they are. What
             backward makes is copied to its view at once; a gradient that is the view already (`set_to_none=False`,
@@ -224,108 +315,70 @@ def DistributedOptimizer(
             need `sparse_as_dense`, or a group. All ranks have the same setting and the same order of memory; not with
             op=Adasum. It pays where gradients are many and small. The model keeps its device and dtype from here on,
             and a gradient that you keep beyond `zero_grad` is cloned: its memory is used again.
-    Raises: ValueError for bad arguments or before `init`; with gradient_as_bucket_view also `backward` and
-        `synchronize`, for a gradient that is sparse or of another dtype or device than its bucket.
+    Raises: ValueError for bad arguments, for a process set that is not registered, or before `init`. `backward` and
+        `step` raise it once the set has been removed; with gradient_as_bucket_view also for a gradient that is sparse
+        or of another dtype or device than its bucket.
     """
-    if op == Adasum and (groups is not None or num_groups != 0):
-        raise ValueError("groups are of gradients, which op=Adasum does not reduce")
-    if op == Adasum and gradient_as_bucket_view:
-        raise ValueError("gradient_as_bucket_view is about gradients, which op=Adasum does not reduce")
-    _require_positive(backward_passes_per_step)
-    if gradient_predivide_factor != 1.0 and op != Average:
-        raise ValueError("gradient_predivide_factor not supported with op != Average")
-    names = _parameter_names(optimizer, named_parameters)
-    members = _groups(list(names), groups, num_groups)
-    reduction = (BucketReduction if gradient_as_bucket_view else Reduction)(
+    has_groups = groups is not None or num_groups != 0
+    optimizer_arguments.check(
+        optimizer, compression, backward_passes_per_step, op, gradient_predivide_factor, has_groups,
+        gradient_as_bucket_view,
+    )  # fmt: skip
+    names = optimizer_arguments.parameter_names(optimizer, named_parameters)
+    optimizer_arguments.set_of_group({}, 0, process_set)
+    process_sets = [
+        optimizer_arguments.set_of_group(group, index, process_set)
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+    kind = LocalGradients if op == Adasum else BucketReduction if gradient_as_bucket_view else Reduction
+    reduction = kind(
         compression, backward_passes_per_step, op, gradient_predivide_factor, sparse_as_dense, process_set, call_site()
     )
+    for each in process_sets:
+        reduction.take_up(each)
+    sets = {
+        parameter: each
+        for group, each in zip(optimizer.param_groups, process_sets, strict=True)
+        for parameter in group["params"]
+    }
+    ranks = {parameter: reduction.ranks[each] for parameter, each in sets.items()}
+    members = optimizer_arguments.gradient_groups(names, groups, num_groups, ranks)
     if isinstance(optimizer, _DistributedOptimizer):
         optimizer._reduction.remove_hooks()
-        optimizer.__class__ = type(optimizer).__mro__[type(optimizer).__mro__.index(_DistributedOptimizer) + 1]
+        optimizer.__class__ = _class_of_user(optimizer)
     _adopt(optimizer, _DistributedAdasumOptimizer if op == Adasum else _DistributedOptimizer)
     assert isinstance(optimizer, _DistributedOptimizer)
     optimizer._reduction = reduction
     optimizer._parameter_names = names
+    optimizer._process_sets = process_sets
+    optimizer._groups = members
     optimizer._synchronized = False
     optimizer._should_synchronize = True
-    if reduction.active and op != Adasum:
-        for parameter, name in names.items():
-            if parameter.requires_grad:
-                reduction.add(parameter, name)
-        reduction.arrange(members)
+    for parameter, each in sets.items():
+        optimizer._reduce(parameter, each)
+    reduction.arrange(members)
     weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
     return optimizer
 
 
-def _groups(parameters: list[torch.Tensor], groups: Any, num_groups: int) -> list[list[torch.Tensor]]:
-    """The parameters of each group, as `groups` or the old `num_groups` ask for them."""
-    if num_groups != 0:
-        warnings.warn("the parameter num_groups is deprecated; use groups", DeprecationWarning, 3)
-        if groups is None:
-            groups = num_groups
-    if groups is None:
-        return []
-    if isinstance(groups, int) and not isinstance(groups, bool):
-        if groups < 0:
-            raise ValueError(
-                f"groups should be a non-negative integer or a list of list of torch.Tensor (got {groups})"
-            )
-        count = min(groups, len(parameters))
-        size, longer = divmod(len(parameters), count) if count > 0 else (0, 0)
-        bounds = [number * size + min(number, longer) for number in range(count + 1)]
-        return [parameters[begin:end] for begin, end in itertools.pairwise(bounds)]
-    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
-        raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor")
-    known = set(parameters)
-    seen: set[torch.Tensor] = set()
-    for parameter in itertools.chain.from_iterable(groups):
-        if not isinstance(parameter, torch.Tensor) or parameter not in known:
-            raise ValueError("groups: an entry is not a parameter of the optimizer")
-        if parameter in seen:
-            raise ValueError(f"groups: a parameter of shape {tuple(parameter.shape)} is in more than one group")
-        seen.add(parameter)
-    return [list(group) for group in groups]
+def _class_of_user(optimizer: _DistributedOptimizer) -> Any:
+    classes = type(optimizer).__mro__
+    return classes[classes.index(_DistributedOptimizer) + 1]
 
 
-def _require_positive(passes: int) -> None:
-    if passes <= 0:
-        raise ValueError(f"backward_passes_per_step must be > 0 (it is {passes})")
-
-
-def _parameter_names(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
-) -> dict[torch.Tensor, str]:
-    """The name of each parameter, in the order of the optimizer."""
-    given = list(named_parameters) if named_parameters is not None else []
-    if not given:
-        return {
-            parameter: name
-            for index, group in enumerate(optimizer.param_groups)
-            for name, parameter in _default_names(group["params"], index)
-        }
-    if any(not isinstance(entry, tuple) for entry in given):
-        raise ValueError(
-            "named_parameters should be a sequence of tuples (name, parameter), usually produced by "
-            "model.named_parameters()."
-        )
-    names = [name for name, _ in given]
-    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if duplicates:
-        raise ValueError(
-            f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(duplicates)}"
-        )
-    by_parameter = {parameter: name for name, parameter in given}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    unnamed = [tuple(parameter.shape) for parameter in parameters if parameter not in by_parameter]
-    if unnamed:
-        raise ValueError(
-            f"named_parameters was specified, but one or more model parameters were not named. Their shapes: {unnamed}"
-        )
-    return {parameter: by_parameter[parameter] for parameter in parameters}
-
-
-def _default_names(parameters: Iterable[torch.Tensor], group: int) -> list[tuple[str, torch.Tensor]]:
-    return [(f"allreduce.noname.{group}.{index}", parameter) for index, parameter in enumerate(parameters)]
+def _made_again(
+    of_user: type[torch.optim.Optimizer],
+    state: dict[str, Any],
+    named_parameters: list[tuple[str, torch.Tensor]],
+    options: dict[str, Any],
+    site: CallSite,
+) -> torch.optim.Optimizer:
+    """A copy of an optimizer; ValueError before `init`, and where its process set is not registered."""
+    optimizer = of_user.__new__(of_user)
+    optimizer.__setstate__(state)
+    made = DistributedOptimizer(optimizer, named_parameters, **options)
+    made._reduction.site = site
+    return made
 
 
 def _adopt(optimizer: torch.optim.Optimizer, first: type[_DistributedOptimizer]) -> None:

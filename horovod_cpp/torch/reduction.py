@@ -14,25 +14,33 @@ import torch
 
 from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite
-from horovod_cpp.common.process_sets import ProcessSet
+from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registered_ranks, require_id
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.buckets import Bucket
 from horovod_cpp.torch.compression import Compressor
+from horovod_cpp.torch.gradient_names import Owner, claim
 from horovod_cpp.torch.pending import AnyPending, Operation, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
+
+OF_ANOTHER_LOSS = (
+    "If a backward pass was for another optimizer, as a GAN has them, keep it from these parameters: "
+    "parameter.requires_grad_(False) before its forward pass, or loss.backward(inputs=...); or call "
+    "optimizer.synchronize() after it, before gradients are cleared."
+)
 
 
 class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "reduced",
-        "sparse_dim",
+        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "process_set",
+        "reduced", "sparse_dim",
     )  # fmt: skip
 
-    def __init__(self, parameter: torch.Tensor, name: str, passes: int) -> None:
+    def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
         self.parameter = parameter
         self.name = name
+        self.process_set = process_set
         self.passes_left = passes
         self.group: Group | None = None
         self.bucket: Bucket | None = None  # see bucket_reduction.py
@@ -45,7 +53,7 @@ class Gradient:
 
 
 class Group:
-    """Gradients that are reduced together, as one operation, once backward has made the last of them."""
+    """Gradients of one process set that are reduced together, as one operation, once backward has made the last one."""
 
     __slots__ = ("compressed", "members", "name")
 
@@ -99,13 +107,23 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
-        self.active = bool(process_set.included()) and (
-            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
+        self.owner = Owner()
+        self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
+        self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
+        self.take_up(process_set)
+
+    def take_up(self, process_set: ProcessSet) -> None:
+        """Reduce in this set, too. ValueError for one that is not registered."""
+        ranks = tuple(registered_ranks(require_id(process_set)))
+        self.ranks[process_set] = ranks
+        self.active[process_set] = registered_rank() in ranks and (
+            len(ranks) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
         )
 
-    def add(self, parameter: torch.Tensor, name: str) -> None:
-        """Reduce this parameter from now on."""
-        gradient = Gradient(parameter, name, self.passes)
+    def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
+        """Reduce this parameter from now on, in a set that was taken up."""
+        name = claim(name, parameter, self.ranks[process_set], self.owner)
+        gradient = Gradient(parameter, name, process_set, self.passes)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
@@ -136,7 +154,7 @@ class Reduction:
             raise AssertionError(
                 "Gradients were computed more than backward_passes_per_step times before call to step(). "
                 "Increase backward_passes_per_step to accumulate gradients locally. "
-                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes})"
+                f"(parameter '{gradient.name}', backward_passes_per_step={self.passes}) {OF_ANOTHER_LOSS}"
             )
         gradient.passes_left -= 1
         if gradient.passes_left == 0:
@@ -159,7 +177,7 @@ class Reduction:
         if grad.layout is not torch.strided:
             if not self.sparse_as_dense and group is None:
                 gradient.sparse_dim = grad.sparse_dim()
-                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, self.process_set, self.site)
+                gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, gradient.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
         compressed, gradient.context = self.compression.compress(grad)
@@ -171,7 +189,7 @@ class Reduction:
             return
         gradient.pending = operations.start_allreduce(
             compressed, True, gradient.name, self.op, self.prescale_factor, self.postscale_factor,
-            self.process_set, self.site,
+            gradient.process_set, self.site,
         )  # fmt: skip
         gradient.reduced = grad  # last: after a refusal synchronize tries again
 
@@ -194,7 +212,7 @@ class Reduction:
                 self.op,
                 self.prescale_factor,
                 self.postscale_factor,
-                self.process_set,
+                group.members[0].process_set,
                 self.site,
             )
         )
@@ -241,6 +259,13 @@ class Reduction:
         wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():
             self.finish(gradient)
+
+
+class LocalGradients(Reduction):
+    """With op=Adasum gradients stay on their rank: backward passes are counted only."""
+
+    def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """Nothing: the optimizer reduces what its step changes."""
 
 
 def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:

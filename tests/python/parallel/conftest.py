@@ -13,7 +13,7 @@ import torch
 from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
-from horovod_cpp.torch import buckets
+from horovod_cpp.torch import buckets, gradient_names
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +25,7 @@ def one_thread() -> None:
 def job() -> Iterator[None]:
     """A job in which process sets may be added; a test that shut it down gets a new one made for the next."""
     hvd.init(process_sets="dynamic")
+    gradient_names.forget()  # each test is a program of its own
     yield
 
 
@@ -46,6 +47,18 @@ def alone_and_beside_a_stuck_set(job: None, request: pytest.FixtureRequest) -> I
     if hvd.size() > 2:
         hvd.barrier()
         assert hvd.remove_process_set(process_set)
+
+
+@pytest.fixture
+def even_and_odd(job: None) -> Iterator[tuple[hvd.ProcessSet, hvd.ProcessSet]]:
+    """The set of the even ranks and that of the odd ones."""
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    even = hvd.add_process_set(range(0, hvd.size(), 2))
+    odd = hvd.add_process_set(hvd.ProcessSet(range(1, hvd.size(), 2)))
+    yield even, odd
+    assert hvd.remove_process_set(odd)
+    assert hvd.remove_process_set(even)
 
 
 @pytest.fixture

@@ -134,6 +134,55 @@ def test_rules_around_the_step() -> None:
         assert_same_on_all_ranks(parameter)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_backward_passes_are_counted(passes: int) -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank reduces nothing")
+    model = torch.nn.Linear(2, 1)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model.named_parameters(),
+        op=hvd.Adasum,
+        backward_passes_per_step=passes,
+    )
+
+    def backward(count: int) -> None:
+        for _ in range(count):
+            model(torch.ones(1, 2)).sum().backward()
+
+    for _ in range(2):
+        backward(passes)
+        optimizer.step()
+    backward(passes)
+    with pytest.raises(AssertionError, match="Gradients were computed more than backward_passes_per_step times"):
+        backward(1)
+    optimizer.zero_grad()
+    backward(passes)
+    optimizer.step()
+
+
+def test_a_closure_that_is_called_several_times() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3), model.named_parameters(), op=hvd.Adasum
+    )
+    calls: list[float] = []
+
+    def closure() -> torch.Tensor:
+        model.zero_grad()
+        loss = (model(torch.ones(2, 2) * (hvd.rank() + 1)) - 1).square().sum()
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert len(calls) > 2
+    for parameter in model.parameters():
+        assert_same_on_all_ranks(parameter)
+
+
 def test_a_step_that_fails_leaves_the_parameters() -> None:
     if hvd.size() == 1:
         pytest.skip("one rank agrees with itself")

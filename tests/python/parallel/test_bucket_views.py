@@ -366,6 +366,7 @@ def test_one_rank_alone_has_plain_gradients() -> None:
     assert alone is hvd.global_process_set or hvd.remove_process_set(alone)
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_a_process_set() -> None:
     if hvd.size() < 3:
         pytest.skip("two ranks have no set of two")

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -364,3 +365,38 @@ def test_what_is_repeated_alone_goes_on_without_negotiation() -> None:
         assert begun == 0
     elif os.environ.get("HOROVOD_TRANSPORT", "auto") in ("auto", "shm"):
         assert begun > 0
+
+
+IN_PLACE: dict[str, Callable[[torch.Tensor], object]] = {
+    "allreduce_": lambda tensor: hvd.allreduce_(tensor),
+    "allreduce_async_": lambda tensor: hvd.synchronize(hvd.allreduce_async_(tensor)),
+    "grouped_allreduce_": lambda tensor: hvd.grouped_allreduce_([torch.ones(2), tensor]),
+    "grouped_allreduce_async_": lambda tensor: hvd.synchronize(hvd.grouped_allreduce_async_((tensor,))),
+    "broadcast_": lambda tensor: hvd.broadcast_(tensor, 0),
+    "broadcast_async_": lambda tensor: hvd.synchronize(hvd.broadcast_async_(tensor, 0)),
+    "broadcast_parameters": lambda tensor: hvd.broadcast_parameters({"changed": tensor}, 0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("operation", IN_PLACE)
+def test_backward_refuses_what_an_operation_has_changed_in_place(operation: str, dtype: torch.dtype) -> None:
+    leaf = torch.ones(3, dtype=dtype, requires_grad=True)
+    saved = leaf * 2
+    product = saved * saved
+    IN_PLACE[operation](saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.abs().sum().backward()
+    with torch.inference_mode():
+        IN_PLACE[operation](torch.ones(3, dtype=dtype))
+
+
+def test_an_operation_out_of_place_changes_nothing_for_backward() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    saved = leaf * 2
+    product = saved * saved
+    hvd.allreduce(saved)
+    hvd.broadcast(saved, 0)
+    hvd.synchronize(hvd.allreduce_async(saved))
+    product.sum().backward()
+    assert leaf.grad.tolist() == [8.0] * 3

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -41,6 +42,66 @@ def test_init_again_does_nothing() -> None:
     for _ in range(100):
         hvd.init()
     assert hvd.synchronize(handle).tolist() == [hvd.size()] * 2
+
+
+def with_gradient() -> torch.Tensor:
+    return torch.ones(4, requires_grad=True)
+
+
+def adam() -> torch.optim.Optimizer:
+    return torch.optim.Adam([with_gradient()])
+
+
+# What is not a question about the topology but an operation, blocking, with a gradient, or made of several.
+OPERATIONS: dict[str, Callable[[], object]] = {
+    "allreduce": lambda: hvd.allreduce(with_gradient()),
+    "allreduce_": lambda: hvd.allreduce_(torch.ones(1)),
+    "allgather": lambda: hvd.allgather(with_gradient()),
+    "broadcast": lambda: hvd.broadcast(with_gradient(), 0),
+    "alltoall": lambda: hvd.alltoall(with_gradient()),
+    "reducescatter": lambda: hvd.reducescatter(with_gradient()),
+    "reducescatter sum": lambda: hvd.reducescatter(with_gradient(), op=hvd.Sum),
+    "grouped_allreduce": lambda: hvd.grouped_allreduce([with_gradient()]),
+    "grouped_allgather": lambda: hvd.grouped_allgather([with_gradient()]),
+    "grouped_reducescatter": lambda: hvd.grouped_reducescatter([with_gradient()], op=hvd.Sum),
+    "sparse_allreduce_async": lambda: hvd.sparse_allreduce_async(torch.eye(2).to_sparse(), "sparse", hvd.Average),
+    "barrier": hvd.barrier,
+    "join": hvd.join,
+    "broadcast_object": lambda: hvd.broadcast_object(1),
+    "allgather_object": lambda: hvd.allgather_object(1),
+    "broadcast_parameters": lambda: hvd.broadcast_parameters({"a": torch.ones(1)}, 0),
+    "broadcast_optimizer_state": lambda: hvd.broadcast_optimizer_state(adam(), 0),
+    "SyncBatchNorm": lambda: hvd.SyncBatchNorm(2)(torch.ones(3, 2)),
+}
+QUESTIONS: dict[str, Callable[[], object]] = {
+    "rank": hvd.rank,
+    "local_size": hvd.local_size,
+    "process set": hvd.global_process_set.size,
+    "included": hvd.process_set_included,
+    "DistributedOptimizer": lambda: hvd.DistributedOptimizer(adam()),
+}
+
+
+def test_before_init_operations_and_questions_have_errors_of_their_own() -> None:
+    hvd.barrier()
+    hvd.shutdown()
+    text = r"Horovod has not been initialized; use hvd\.init\(\)\."
+    for operation in OPERATIONS.values():
+        with pytest.raises(hvd.HorovodInternalError, match=text):
+            operation()
+    for question in QUESTIONS.values():
+        with pytest.raises(ValueError, match=text):
+            question()
+
+
+def test_a_reducescatter_in_a_set_that_is_not_registered() -> None:
+    nowhere = hvd.ProcessSet([0])
+    for call in (
+        lambda: hvd.reducescatter(with_gradient(), process_set=nowhere),
+        lambda: hvd.grouped_reducescatter([with_gradient()], op=hvd.Sum, process_set=nowhere),
+    ):
+        with pytest.raises(ValueError, match="has not been registered"):
+            call()
 
 
 def test_shutdown_and_init() -> None:

@@ -518,6 +518,15 @@ BAD_ARGUMENTS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "predivide": (ValueError, "gradient_predivide_factor not supported with op != Average",
                   {"gradient_predivide_factor": 2.0, "op": hvd.Sum}),
     "passes": (ValueError, "backward_passes_per_step must be > 0", {"backward_passes_per_step": 0}),
+    "no whole number of passes": (ValueError, r"backward_passes_per_step must be an integer \(it is 1\.5\)",
+                                  {"backward_passes_per_step": 1.5}),
+    "predivide by 0": (ValueError, r"gradient_predivide_factor must be a finite number other than 0 \(it is 0\)",
+                       {"gradient_predivide_factor": 0}),
+    "predivide by nan": (ValueError, "gradient_predivide_factor must be a finite number",
+                         {"gradient_predivide_factor": float("nan")}),
+    "op": (ValueError, r"op must be one of hvd\.Average, .* \(it is 99\)", {"op": 99}),
+    "compression": (ValueError, r"compression must be a Compressor.* \(it is 'fp16'\)", {"compression": "fp16"}),
+    "numbers for names": (ValueError, "sequence of tuples", {"named_parameters": [(1, torch.ones(1))]}),
     "no tuples": (ValueError, "sequence of tuples", {"named_parameters": [torch.ones(1)]}),
     "groups": (ValueError, "non-negative integer or a list of list", {"groups": "two"}),
     "negative groups": (ValueError, "non-negative integer or a list of list", {"groups": -1}),
@@ -537,6 +546,17 @@ def test_bad_arguments_leave_the_optimizer_as_it_was(what: str) -> None:
     with pytest.raises(kind, match=text):
         hvd.DistributedOptimizer(plain, **arguments)
     assert type(plain) is torch.optim.SGD
+
+
+def test_bad_options_of_an_optimizer_that_is_one() -> None:
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), backward_passes_per_step=2)
+    for passes in (0, 2.0):
+        with pytest.raises(ValueError, match="backward_passes_per_step must be"):
+            optimizer.set_backward_passes_per_step(passes)
+    assert optimizer.backward_passes_per_step == 2
+    with pytest.raises(ValueError, match=r"takes an optimizer of torch \(it is a Linear\)"):
+        hvd.DistributedOptimizer(model)
 
 
 def test_names_have_to_be_unique_and_complete() -> None:

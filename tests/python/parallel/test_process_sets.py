@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +15,6 @@ from test_adasum import adasum_of_all
 import horovod_cpp.torch as hvd
 
 pytestmark = pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
-
-
-@pytest.fixture
-def even_and_odd() -> Iterator[tuple[hvd.ProcessSet, hvd.ProcessSet]]:
-    if hvd.size() == 1:
-        pytest.skip("one rank has no parts")
-    even = hvd.add_process_set(range(0, hvd.size(), 2))
-    odd = hvd.add_process_set(hvd.ProcessSet(range(1, hvd.size(), 2)))
-    yield even, odd
-    assert hvd.remove_process_set(odd)
-    assert hvd.remove_process_set(even)
 
 
 Sets = tuple[hvd.ProcessSet, hvd.ProcessSet]
@@ -152,6 +144,57 @@ def test_the_order_of_ranks_does_not_matter() -> None:
     process_set = hvd.add_process_set([1, 0] if hvd.rank() % 2 else [0, 1])
     assert process_set.ranks == [0, 1]
     assert hvd.remove_process_set(process_set)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_is_the_set_itself(even_and_odd: Sets, how: str) -> None:
+    for process_set in (*even_and_odd, hvd.global_process_set):
+        assert COPIES[how](process_set) is process_set
+
+
+def test_a_pickled_set_is_that_of_its_ranks() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    first = hvd.add_process_set([0])
+    pickled = pickle.dumps(first)
+    assert hvd.remove_process_set(first)
+    assert pickle.loads(pickled).process_set_id is None
+    again = hvd.add_process_set([0])
+    assert pickle.loads(pickled) is again
+    set_id = again.process_set_id
+    del again  # the job still has the set
+    other = pickle.loads(pickled)
+    assert other.process_set_id == set_id
+    assert other.ranks == [0]
+    twin = hvd.ProcessSet([0])
+    hvd.init(process_sets=[twin])  # binds it only: the job is up
+    assert twin.process_set_id == set_id
+    assert hvd.remove_process_set(other)
+    assert twin.process_set_id is None
+
+
+def test_a_layer_that_was_copied_does_not_outlive_its_set() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no parts")
+    process_set = hvd.add_process_set(range(hvd.size() - 1))
+    layer = hvd.SyncBatchNorm(2, process_set=process_set)
+    copied = copy.deepcopy(layer)
+    assert copied.process_set is process_set
+    rows = torch.arange(6.0).reshape(3, 2)
+    if process_set.included():
+        assert torch.equal(copied(rows), layer(rows))
+    hvd.barrier()
+    assert hvd.remove_process_set(process_set)
+    for each in (layer, copied):
+        with pytest.raises(ValueError, match="has not been registered"):
+            each(rows)
 
 
 def test_bad_ranks() -> None:
