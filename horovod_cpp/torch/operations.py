@@ -121,7 +121,7 @@ def start_allreduce(
         )
         assert isinstance(as_pairs, Pending)
         return PendingComplex(as_pairs, tensor if in_place else None)
-    dtype = _require_supported(_core.ALLREDUCE, tensor, name)
+    dtype = require_supported(_core.ALLREDUCE, tensor, name)
     source, target, copy_to, strides = _place(tensor, in_place)
     place = place_of(source)
     handle = _enqueue(
@@ -139,7 +139,7 @@ def start_allgather(
         pending = start_allgather(_pairs(tensor, False), name, process_set, site, caller_waits)
         assert isinstance(pending, Pending)
         return PendingComplex(pending, None)
-    dtype = _require_supported(_core.ALLGATHER, tensor, name)
+    dtype = require_supported(_core.ALLGATHER, tensor, name)
     source = _plain(tensor)
     place = place_of(source)
     handle = _enqueue(_core.ALLGATHER, dtype, source, source, place, name, process_set, site, caller_waits)
@@ -165,7 +165,7 @@ def start_broadcast(
         as_pairs = start_broadcast(_pairs(tensor, in_place), in_place, root_rank, name, process_set, site, caller_waits)
         assert isinstance(as_pairs, Pending)
         return PendingComplex(as_pairs, tensor if in_place else None)
-    dtype = _require_supported(_core.BROADCAST, tensor, name)
+    dtype = require_supported(_core.BROADCAST, tensor, name)
     source, target, copy_to, strides = _place(tensor, in_place)
     place = place_of(source)
     handle = _enqueue(
@@ -224,7 +224,7 @@ def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None
         _require_sum(reduce_op, name, op)
         complex_output = tensor if in_place else True
         tensor = _pairs(tensor, in_place)
-    dtype = _require_supported(op, tensor, name)
+    dtype = require_supported(op, tensor, name)
     if op == _core.ALLREDUCE:
         source, target, copy_to, strides = _place(tensor, in_place)
         return GroupPlace(dtype, source, target, copy_to, complex_output, strides)
@@ -249,7 +249,7 @@ def start_reducescatter(
         )
         assert isinstance(pending, Pending)
         return PendingComplex(pending, None)
-    dtype = _require_supported(_core.REDUCESCATTER, tensor, name)
+    dtype = require_supported(_core.REDUCESCATTER, tensor, name)
     source = _plain(tensor)
     place = place_of(source)
     handle = _enqueue(
@@ -271,7 +271,7 @@ def start_alltoall(
     is_complex = tensor.is_complex() and tensor.dim() > 0
     if is_complex:
         tensor = _pairs(tensor, False)
-    dtype = _require_supported(_core.ALLTOALL, tensor, name)
+    dtype = require_supported(_core.ALLTOALL, tensor, name)
     source = _plain(tensor)
     place = place_of(source)
     process_set_id = require_id(process_set)
@@ -313,11 +313,13 @@ def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
         raise ValueError(f"complex numbers can be summed and averaged only ({what})")
 
 
-def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
+def require_supported(op: int, tensor: torch.Tensor, name: str | None, kind: str = "") -> int:
+    """The library's number of the dtype; ValueError for tensors that it does not take. `kind`: "sparse ", for texts."""
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is not None and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided:
         return dtype
-    label = f"{_OPERATION_NAMES[op]} '{name}'" if name is not None else f"unnamed {_OPERATION_NAMES[op]}"
+    what = kind + _OPERATION_NAMES[op]
+    label = f"{what} '{name}'" if name is not None else f"unnamed {what}"
     raise ValueError(
         f"Tensor type {tensor.type()} is not supported. ({label}: dtype {tensor.dtype}, layout {tensor.layout}, "
         f"device {tensor.device}; supported are dense CPU and CUDA tensors of "
