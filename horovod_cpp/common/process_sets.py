@@ -11,6 +11,7 @@ from typing import Any
 
 from horovod_cpp import _core
 from horovod_cpp.common import exceptions
+from horovod_cpp.common.call_site import call_site
 
 DYNAMIC_OFF = "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization."
 _bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
@@ -118,7 +119,7 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have.
 
     Raises: ValueError if such a set is registered already, for bad ranks, or if dynamic process sets are off;
-        HorovodInternalError if a rank is lost.
+        HorovodInternalError if ranks disagree, or one is lost or has joined.
     """
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
@@ -136,7 +137,8 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     """Take a set out after `init`. Collective over all ranks. Blocks until all have called.
 
     Returns: True; False for a set that is not registered and for the global set, which stays.
-    Raises: ValueError if dynamic process sets are off; HorovodInternalError if a rank is lost.
+    Raises: ValueError if dynamic process sets are off; HorovodInternalError, with the set as it was, if operations wait
+        in it, and if ranks disagree, or one is lost or has joined.
     """
     if process_set.process_set_id is None or process_set.process_set_id == 0:
         return False
@@ -144,7 +146,9 @@ def remove_process_set(process_set: ProcessSet) -> bool:
         _core.process_set_remove(process_set.process_set_id)
     except _core.Error as error:
         if error.code == _core.INVALID_ARGUMENT:
-            return False
+            if str(error).endswith("does not exist"):
+                return False
+            raise _found_together(error) from None
         raise _change_error(error) from None
     _unbind(process_set)
     return True
@@ -153,9 +157,18 @@ def remove_process_set(process_set: ProcessSet) -> bool:
 def _change_error(error: _core.Error) -> Exception:
     if isinstance(error, _core.ForkError) or error.code not in (_core.INVALID_ARGUMENT, _core.PRECONDITION):
         return exceptions.operation_error(error)
-    if error.code == _core.PRECONDITION:
-        return ValueError(DYNAMIC_OFF if _core.is_initialized() else exceptions.NOT_INITIALIZED)
-    return ValueError(str(error))
+    text = str(error)
+    if error.code == _core.INVALID_ARGUMENT:
+        return _found_together(error) if "mismatched ranks" in text else ValueError(text)
+    if not _core.is_initialized():
+        return ValueError(exceptions.NOT_INITIALIZED)
+    return ValueError(text) if text.startswith(DYNAMIC_OFF) else _found_together(error)
+
+
+def _found_together(error: _core.Error) -> Exception:
+    """What ranks find out together, with the place of this rank's call, of which the library is not told."""
+    file, line = call_site()
+    return exceptions.HorovodInternalError(f"{error} (called at {file}:{line})" if file is not None else str(error))
 
 
 def get_process_set_ids_and_ranks() -> dict[int, list[int]]:
