@@ -12,7 +12,8 @@ from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.handles import synchronize
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.collectives import broadcast_async_
-from horovod_cpp.torch.objects import broadcast_object
+from horovod_cpp.torch.objects import allgather_object as allgather_object  # where Horovod has it
+from horovod_cpp.torch.objects import broadcast_object as broadcast_object
 
 
 def broadcast_parameters(
