@@ -5,7 +5,6 @@ The hooks run on the thread that calls `backward()`; all else on the thread that
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from horovod_cpp import _core
+from horovod_cpp.common import knobs
 from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet
 from horovod_cpp.torch import operations
@@ -99,9 +99,7 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
-        self.active = bool(process_set.included()) and (
-            (process_set.size() or 0) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
-        )
+        self.active = bool(process_set.included()) and ((process_set.size() or 0) > 1 or knobs.elastic())
 
     def add(self, parameter: torch.Tensor, name: str) -> None:
         """Reduce this parameter from now on."""
