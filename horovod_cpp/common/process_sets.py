@@ -5,6 +5,7 @@ The library knows sets by id; a `ProcessSet` is bound to its id by `init` or `ad
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +29,15 @@ class ProcessSet:
     mpi_comm: Any = None
 
     def __init__(self, ranks_or_comm: Sequence[int] | Any) -> None:
-        """Args: ranks_or_comm: global ranks (0 .. size-1). Raises: ValueError for repeated ranks or a communicator."""
+        """Args: ranks_or_comm: global ranks (0 .. size-1). ValueError for repeats, a communicator, and no ranks."""
         if hasattr(ranks_or_comm, "Get_group"):
             raise ValueError("ProcessSet takes a list of global ranks; communicators of mpi4py are not supported")
-        self.ranks = sorted(int(rank) for rank in ranks_or_comm)
+        try:
+            self.ranks = sorted(operator.index(rank) for rank in ranks_or_comm)
+        except TypeError:  # int() would make ranks of 1.7 and of "01"
+            raise ValueError(
+                f"ProcessSet takes a list of global ranks, numbers from 0, not {ranks_or_comm!r}"
+            ) from None
         if len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ProcessSet ranks {list(ranks_or_comm)} contain a rank twice")
 
@@ -96,14 +102,24 @@ def require_id(process_set: ProcessSet) -> int:
     """The id of a registered set; ValueError for one that is not registered."""
     process_set_id = process_set.process_set_id
     if process_set_id is None:
-        raise ValueError(f"Process set provided does not exist, or has not been registered: {process_set}")
+        raise not_registered(process_set)
     return process_set_id
 
 
-def refusal(error: _core.Error, process_set_id: int) -> Exception:
-    """The exception for an operation on a set that was refused at once: `ValueError` for the caller's mistake."""
-    if error.code == _core.PRECONDITION and _outside(process_set_id):
-        return ValueError(str(error))
+def not_registered(process_set: ProcessSet, what: str = "") -> ValueError:
+    """The exception for a set that is not registered. `what`: the operation and its name, if there is one."""
+    text = f"Process set provided does not exist, or has not been registered: {process_set}"
+    return ValueError(f"{text} ({what})" if what else text)
+
+
+def refusal(error: _core.Error, process_set_id: int, what: str = "") -> Exception:
+    """The exception for an operation on a set that was refused at once: `ValueError` for the caller's mistake.
+
+    `what`: the operation and its name.
+    """
+    is_outside = error.code == _core.PRECONDITION and _outside(process_set_id)
+    if is_outside or (error.code == _core.INVALID_ARGUMENT and "has not been registered" in str(error)):
+        return ValueError(f"{error} ({what})" if what else str(error))
     return exceptions.operation_error(error)
 
 

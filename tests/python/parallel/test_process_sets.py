@@ -187,6 +187,10 @@ def test_the_order_of_ranks_does_not_matter() -> None:
 def test_bad_ranks() -> None:
     with pytest.raises(ValueError, match="twice"):
         hvd.ProcessSet([0, 0])
+    for strange in ([1.7], "01", ["0"], [None], 1.5):
+        with pytest.raises(ValueError, match=r"^ProcessSet takes a list of global ranks, numbers from 0, not "):
+            hvd.ProcessSet(strange)
+    assert hvd.ProcessSet(torch.tensor([2, 0])).ranks == [0, 2]
     for ranks in ([], [hvd.size()], [-1]):
         with pytest.raises(ValueError):
             hvd.add_process_set(ranks)
