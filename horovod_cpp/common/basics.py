@@ -46,6 +46,7 @@ def init(
     sets = _static_process_sets(process_sets)
     distinct = list({tuple(entry.ranks or ()): list(entry.ranks or ()) for entry in sets}.values())
     ranks = _comm_ranks(comm)
+    knobs.elastic()  # a value that cannot be used is an error here, as with other variables
     is_first = not _core.is_initialized()
     if is_first:
         _last_arguments.update(comm=ranks, options=dict(options or {}))

@@ -5,12 +5,14 @@ The library knows sets by id; a `ProcessSet` is bound to its id by `init` or `ad
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from horovod_cpp import _core
 from horovod_cpp.common import exceptions
+from horovod_cpp.common.call_site import call_site
 
 DYNAMIC_OFF = "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization."
 _bound: weakref.WeakSet[ProcessSet] = weakref.WeakSet()
@@ -28,10 +30,15 @@ class ProcessSet:
     mpi_comm: Any = None
 
     def __init__(self, ranks_or_comm: Sequence[int] | Any) -> None:
-        """Args: ranks_or_comm: global ranks (0 .. size-1). Raises: ValueError for repeated ranks or a communicator."""
+        """Args: ranks_or_comm: global ranks (0 .. size-1). ValueError for repeats, a communicator, and no ranks."""
         if hasattr(ranks_or_comm, "Get_group"):
             raise ValueError("ProcessSet takes a list of global ranks; communicators of mpi4py are not supported")
-        self.ranks = sorted(int(rank) for rank in ranks_or_comm)
+        try:
+            self.ranks = sorted(operator.index(rank) for rank in ranks_or_comm)
+        except TypeError:  # int() would make ranks of 1.7 and of "01"
+            raise ValueError(
+                f"ProcessSet takes a list of global ranks, numbers from 0, not {ranks_or_comm!r}"
+            ) from None
         if len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ProcessSet ranks {list(ranks_or_comm)} contain a rank twice")
 
@@ -131,14 +138,24 @@ def require_id(process_set: ProcessSet) -> int:
     """The id of a registered set; ValueError for one that is not registered."""
     process_set_id = process_set.process_set_id
     if process_set_id is None:
-        raise ValueError(f"Process set provided does not exist, or has not been registered: {process_set}")
+        raise not_registered(process_set)
     return process_set_id
 
 
-def refusal(error: _core.Error, process_set_id: int) -> Exception:
-    """The exception for an operation on a set that was refused at once: `ValueError` for the caller's mistake."""
-    if error.code == _core.PRECONDITION and _outside(process_set_id):
-        return ValueError(str(error))
+def not_registered(process_set: ProcessSet, what: str = "") -> ValueError:
+    """The exception for a set that is not registered. `what`: the operation and its name, if there is one."""
+    text = f"Process set provided does not exist, or has not been registered: {process_set}"
+    return ValueError(f"{text} ({what})" if what else text)
+
+
+def refusal(error: _core.Error, process_set_id: int, what: str = "") -> Exception:
+    """The exception for an operation on a set that was refused at once: `ValueError` for the caller's mistake.
+
+    `what`: the operation and its name.
+    """
+    is_outside = error.code == _core.PRECONDITION and _outside(process_set_id)
+    if is_outside or (error.code == _core.INVALID_ARGUMENT and "has not been registered" in str(error)):
+        return ValueError(f"{error} ({what})" if what else str(error))
     return exceptions.operation_error(error)
 
 
@@ -154,7 +171,7 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have.
 
     Raises: ValueError if such a set is registered already, for bad ranks, or if dynamic process sets are off;
-        HorovodInternalError if a rank is lost.
+        HorovodInternalError if ranks disagree, or one is lost or has joined.
     """
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
@@ -172,7 +189,8 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     """Take a set out after `init`. Collective over all ranks. Blocks until all have called.
 
     Returns: True; False for a set that is not registered and for the global set, which stays.
-    Raises: ValueError if dynamic process sets are off; HorovodInternalError if a rank is lost.
+    Raises: ValueError if dynamic process sets are off; HorovodInternalError, with the set as it was, if operations wait
+        in it, and if ranks disagree, or one is lost or has joined.
     """
     if process_set.process_set_id is None or process_set.process_set_id == 0:
         return False
@@ -181,7 +199,9 @@ def remove_process_set(process_set: ProcessSet) -> bool:
         _core.process_set_remove(process_set_id)
     except _core.Error as error:
         if error.code == _core.INVALID_ARGUMENT:
-            return False
+            if str(error).endswith("does not exist"):
+                return False
+            raise _found_together(error) from None
         raise _change_error(error) from None
     for bound in list(_bound):
         if bound.process_set_id == process_set_id:
@@ -192,9 +212,18 @@ def remove_process_set(process_set: ProcessSet) -> bool:
 def _change_error(error: _core.Error) -> Exception:
     if isinstance(error, _core.ForkError) or error.code not in (_core.INVALID_ARGUMENT, _core.PRECONDITION):
         return exceptions.operation_error(error)
-    if error.code == _core.PRECONDITION:
-        return ValueError(DYNAMIC_OFF if _core.is_initialized() else exceptions.NOT_INITIALIZED)
-    return ValueError(str(error))
+    text = str(error)
+    if error.code == _core.INVALID_ARGUMENT:
+        return _found_together(error) if "mismatched ranks" in text else ValueError(text)
+    if not _core.is_initialized():
+        return ValueError(exceptions.NOT_INITIALIZED)
+    return ValueError(text) if text.startswith(DYNAMIC_OFF) else _found_together(error)
+
+
+def _found_together(error: _core.Error) -> Exception:
+    """What ranks find out together, with the place of this rank's call, of which the library is not told."""
+    file, line = call_site()
+    return exceptions.HorovodInternalError(f"{error} (called at {file}:{line})" if file is not None else str(error))
 
 
 def get_process_set_ids_and_ranks() -> dict[int, list[int]]:

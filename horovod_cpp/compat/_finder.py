@@ -28,6 +28,7 @@ _PACKAGES = {
     "horovod.runner",
     "horovod.runner.common",
     "horovod.runner.common.util",
+    "horovod.runner.elastic",
     "horovod.runner.util",
 }
 
@@ -39,6 +40,7 @@ _MODULES = {
     "horovod.common.process_sets": "horovod_cpp.common.process_sets",
     "horovod.common.util": "horovod_cpp.compat.util",
     "horovod.runner.common.util.env": "horovod_cpp.compat.env",
+    "horovod.runner.elastic.worker": "horovod_cpp.common.elastic",
     "horovod.runner.util.threads": "horovod_cpp.compat.threads",
     "horovod.torch": "horovod_cpp.torch",
     "horovod.torch.mpi_ops": "horovod_cpp.compat.mpi_ops",
@@ -47,11 +49,15 @@ _MODULES = {
 # What Horovod has and this package has not, and what there is in its place.
 _ONLY_TORCH = "only PyTorch is supported (horovod.torch)"
 _START = "start the ranks with hvdrun, mpirun or torchrun"
+_RUN = f"ranks cannot be started from Python; {_START}"
 _NOT_HERE = {
+    "horovod.data": "torch's DataLoader with num_workers loads in the background",
     "horovod.keras": _ONLY_TORCH,
     "horovod.mxnet": _ONLY_TORCH,
     "horovod.ray": f"there is no integration with Ray; {_START}",
-    "horovod.run": f"ranks cannot be started from Python; {_START}",
+    "horovod.run": _RUN,
+    "horovod.runner.launch": _RUN,
+    "horovod.runner.run": _RUN,
     "horovod.spark": f"there is no integration with Spark; {_START}",
     "horovod.tensorflow": _ONLY_TORCH,
 }

@@ -1,8 +1,9 @@
 """Collective operations on torch tensors: blocking, asynchronous and in-place forms, and their gradients.
 
 Names are keys: an operation meets the one with the same kind, process set and name on the other ranks, in whatever
-order ranks call. Unnamed operations are counted per process set. A call raises ValueError for the caller's mistake;
-what ranks find out together (mismatches, a lost rank) is a HorovodInternalError from the waiting function.
+order ranks call. Unnamed operations are counted per process set. A call raises ValueError for the caller's mistake, and
+TypeError for an argument of the wrong type; what ranks find out together (mismatches, a lost rank) is a
+HorovodInternalError from the waiting function.
 On the CPU, allreduce and broadcast use the memory of a dense tensor as it lies, contiguous in whatever order of its
 dimensions (channels_last, transposed), where all ranks have it in the same order; where they do not, the library copies
 on those ranks whose tensor is not in the order of its dimensions. New outputs have the strides of the input. Other
@@ -21,7 +22,7 @@ from horovod_cpp.common import basics
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch import operations
+from horovod_cpp.torch import mistakes, operations
 from horovod_cpp.torch.compression import Compression, Compressor
 
 Average = _core.AVERAGE
@@ -32,11 +33,15 @@ Max = _core.MAX
 Product = _core.PRODUCT
 
 
-def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
-    """The reduction that `op` and the old parameter `average` ask for; Average if neither is given."""
+def resolve_reduce_op(op: int | None, average: bool | None, name: str | None, kind: str = "") -> int:
+    """The reduction that `op` and the old parameter `average` ask for; Average if neither is given.
+
+    `name` and `kind` ("grouped ") are for the message.
+    """
     if average is not None:
         if op is not None:
-            raise ValueError("The op parameter supersedes average. Please provide only one of them.")
+            what = mistakes.label(_core.ALLREDUCE, name, kind)
+            raise ValueError(f"The op parameter supersedes average. Please provide only one of them. ({what})")
         warnings.warn("the parameter average is deprecated; use op=hvd.Average or op=hvd.Sum", DeprecationWarning, 3)
         return Average if average else Sum
     return Average if op is None else op
@@ -44,7 +49,10 @@ def resolve_reduce_op(op: int | None, average: bool | None = None) -> int:
 
 def needs_gradient(tensor: torch.Tensor) -> bool:
     """Whether autograd has to know of an operation on `tensor`."""
-    return tensor.requires_grad and torch.is_grad_enabled()
+    try:
+        return tensor.requires_grad and torch.is_grad_enabled()
+    except AttributeError:
+        return False  # no tensor: the operation says so, by its name
 
 
 def apply_function(function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> Any:
@@ -120,7 +128,7 @@ def allreduce(
     Raises: ValueError for a dtype that is not supported, a name that is in flight already, or if this rank is not in
         the process set; HorovodInternalError if ranks disagree or one is lost.
     """
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name)
     compressed, context = compression.compress(tensor)
     arguments = (compressed, name, op, prescale_factor, postscale_factor, process_set, call_site())
     reduced = apply_function(_Allreduce, arguments) if needs_gradient(compressed) else _allreduce(*arguments)
@@ -140,7 +148,7 @@ def allreduce_async(
 
     Returns: a handle for `poll` and `synchronize`; `tensor` has to stay untouched until that is done.
     """
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name)
     return register(
         operations.start_allreduce(tensor, False, name, op, prescale_factor, postscale_factor, process_set, call_site())
     )
@@ -159,7 +167,7 @@ def allreduce_(
 
     As with in-place functions of torch, a backward pass that needs the values of before is an error.
     """
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name)
     pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), caller_waits=True
     )
@@ -177,7 +185,7 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a reduction of `tensor` in place. Does not block. Returns: a handle for `poll` and `synchronize`."""
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name)
     pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )

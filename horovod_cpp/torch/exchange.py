@@ -7,26 +7,35 @@ from typing import Any
 
 import torch
 
+from horovod_cpp import _core
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch import operations
+from horovod_cpp.torch import mistakes, operations
 from horovod_cpp.torch.collectives import Average, Sum, allgather, apply_function, needs_gradient
 from horovod_cpp.torch.compression import Compression, Compressor
 
 # ---- alltoall
 
 
-def _read_splits(splits: torch.Tensor | Sequence[int] | None) -> list[int] | None:
+def _read_splits(splits: torch.Tensor | Sequence[int] | None, name: str | None) -> list[int] | None:
     if splits is None:
         return None
-    if not isinstance(splits, torch.Tensor):
-        splits = torch.tensor(list(splits), dtype=torch.int32)
-    if splits.dim() != 1:
-        raise ValueError(f"alltoall expects a 1D splits tensor (got {splits.dim()} dimensions)")
-    if splits.dtype != torch.int32:
-        raise ValueError(f"alltoall expects splits to contain 32-bit integer elements (got {splits.dtype})")
-    return [int(split) for split in splits.tolist()]
+    what = mistakes.label(_core.ALLTOALL, name)
+    if isinstance(splits, torch.Tensor):
+        if splits.dim() != 1:
+            raise ValueError(f"alltoall expects a 1D splits tensor ({what}: got {splits.dim()} dimensions)")
+        if splits.dtype != torch.int32:
+            raise ValueError(f"alltoall expects splits to contain 32-bit integer elements ({what}: got {splits.dtype})")
+        return [int(split) for split in splits.tolist()]
+    try:
+        read = [int(split) for split in splits]
+        fits = all(one == split and -(2**31) <= one < 2**31 for one, split in zip(read, splits, strict=True))
+    except (OverflowError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"alltoall expects splits to contain 32-bit integer elements ({what}: got {splits!r})")
+    return read
 
 
 class _Alltoall(torch.autograd.Function):
@@ -78,7 +87,7 @@ def alltoall(
     Raises: ValueError for bad splits, or a first dimension that cannot be shared equally, and as `allreduce`;
         HorovodInternalError if ranks disagree or one is lost.
     """
-    read = _read_splits(splits)
+    read = _read_splits(splits, name)
     site = call_site()
     if needs_gradient(tensor) and tensor.dim() > 0:
         output, received = apply_function(_Alltoall, (tensor, read, name, process_set, site))
@@ -93,7 +102,7 @@ def alltoall_async(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start what `alltoall` does, less the gradient. Does not block. Returns: a handle for `synchronize`."""
-    return register(operations.start_alltoall(tensor, _read_splits(splits), name, process_set, call_site()))
+    return register(operations.start_alltoall(tensor, _read_splits(splits, name), name, process_set, call_site()))
 
 
 # ---- reducescatter

@@ -13,7 +13,8 @@ from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, operating_rank
 from horovod_cpp.torch import operations
-from horovod_cpp.torch.objects import broadcast_object
+from horovod_cpp.torch.objects import allgather_object as allgather_object  # where Horovod has it
+from horovod_cpp.torch.objects import broadcast_object as broadcast_object
 from horovod_cpp.torch.pending import AnyPending, wait_all
 
 

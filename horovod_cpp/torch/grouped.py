@@ -91,7 +91,7 @@ def grouped_allreduce(
     process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """Reduce each of `tensors` over all ranks into new tensors. Blocks. Differentiable. Otherwise as `allreduce`."""
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name, "grouped ")
     compressed = [compression.compress(tensor) for tensor in tensors]
     sent = [tensor for tensor, _ in compressed]
     options = (name, op, prescale_factor, postscale_factor, process_set, call_site())
@@ -115,7 +115,7 @@ def grouped_allreduce_async(
 
     Returns: one handle for all tensors; `synchronize` gives their list.
     """
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name, "grouped ")
     return register(
         operations.start_group(
             _core.ALLREDUCE, tensors, False, name, op, prescale_factor, postscale_factor, process_set, call_site()
@@ -133,7 +133,7 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """Reduce each of `tensors` in place. Blocks. Not differentiable. Returns the tensors."""
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name, "grouped ")
     pending = operations.start_group(
         _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), True
     )
@@ -151,7 +151,7 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a reduction of each of `tensors` in place. Does not block. Returns: one handle for all tensors."""
-    op = resolve_reduce_op(op, average)
+    op = resolve_reduce_op(op, average, name, "grouped ")
     pending = operations.start_group(
         _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )

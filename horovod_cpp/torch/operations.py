@@ -18,7 +18,8 @@ from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite
-from horovod_cpp.common.process_sets import ProcessSet, refusal, require_id
+from horovod_cpp.common.process_sets import ProcessSet, not_registered, refusal
+from horovod_cpp.torch.mistakes import OPERATION_NAMES, explained, label, unknown_reduction
 from horovod_cpp.torch.pending import (
     AnyPending,
     GroupPlace,
@@ -48,13 +49,7 @@ _DTYPES = {
     torch.bfloat16: _core.BFLOAT16,
 }
 _MOST_ORDERED_DIMENSIONS = 16  # of more than one element, which the library takes in another order than C order
-_OPERATION_NAMES = {
-    _core.ALLREDUCE: "allreduce",
-    _core.ALLGATHER: "allgather",
-    _core.BROADCAST: "broadcast",
-    _core.REDUCESCATTER: "reducescatter",
-    _core.ALLTOALL: "alltoall",
-}
+_LAST_REDUCTION = _core.PRODUCT
 
 _CONJUGATED = "a conjugated view cannot be the output; call resolve_conj() first"
 _EXPANDED = "an expanded tensor cannot be the output: its elements share memory; call clone() first"
@@ -79,10 +74,10 @@ def _count_each(tensors: Sequence[torch.Tensor]) -> None:
 mark_changed = _version_counter()
 
 
-def _pairs(tensor: torch.Tensor, in_place: bool) -> torch.Tensor:
+def _pairs(op: int, tensor: torch.Tensor, in_place: bool, name: str | None) -> torch.Tensor:
     """A complex tensor as a real one, with a last dimension of 2; the same memory if `in_place`."""
     if in_place and tensor.is_conj():
-        raise ValueError(_CONJUGATED)
+        raise ValueError(f"{label(op, name)}: {_CONJUGATED}")
     return torch.view_as_real(tensor.detach().resolve_conj())
 
 
@@ -107,13 +102,15 @@ def _start_plain(
         if not (tensor.is_cpu and tensor.is_contiguous()):
             return None  # before memory is made that nobody would use
         target = torch.empty_like(tensor, requires_grad=False)
-    process_set_id = require_id(process_set)
+    process_set_id = process_set.process_set_id
+    if process_set_id is None:
+        raise not_registered(process_set, label(op, name))
     try:
         handle = _core.enqueue_plain(
             op, tensor, target, name, process_set_id, reduce_op, root_rank, prescale, postscale, site, caller_waits
         )
     except _core.Error as error:
-        raise refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id, label(op, name)) from None
     return None if handle is None else Pending(handle, ON_HOST, target, None)
 
 
@@ -129,43 +126,59 @@ def start_allreduce(
     caller_waits: bool = False,
 ) -> AnyPending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
-    pending = _start_plain(
-        _core.ALLREDUCE, tensor, in_place, name, process_set, reduce_op, 0, prescale_factor, postscale_factor, site,
-        caller_waits,
-    )  # fmt: skip
-    if pending is not None:
-        return pending
-    if tensor.is_complex():
-        _require_sum(reduce_op, name, _core.ALLREDUCE)
-        pairs = _pairs(tensor, in_place)
-        as_pairs = start_allreduce(
-            pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
-        )
-        assert isinstance(as_pairs, Pending)
-        return PendingComplex(as_pairs, tensor if in_place else None)
-    dtype = _require_supported(_core.ALLREDUCE, tensor, name)
-    source, target, copy_to, strides = _place(tensor, in_place)
-    place = place_of(source)
-    handle = _enqueue(
-        _core.ALLREDUCE, dtype, source, target, place, name, process_set, site, caller_waits, reduce_op,
-        prescale=prescale_factor, postscale=postscale_factor, strides=strides,
-    )  # fmt: skip
-    return Pending(handle, place, target, copy_to)
+    try:
+        if not 0 <= reduce_op <= _LAST_REDUCTION:
+            raise unknown_reduction(label(_core.ALLREDUCE, name), reduce_op)
+        pending = _start_plain(
+            _core.ALLREDUCE, tensor, in_place, name, process_set, reduce_op, 0, prescale_factor, postscale_factor, site,
+            caller_waits,
+        )  # fmt: skip
+        if pending is not None:
+            return pending
+        if tensor.is_complex():
+            _require_sum(reduce_op, name, _core.ALLREDUCE)
+            pairs = _pairs(_core.ALLREDUCE, tensor, in_place, name)
+            as_pairs = start_allreduce(
+                pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
+            )
+            assert isinstance(as_pairs, Pending)
+            return PendingComplex(as_pairs, tensor if in_place else None)
+        dtype = require_supported(_core.ALLREDUCE, tensor, name)
+        source, target, copy_to, strides = _place(_core.ALLREDUCE, tensor, in_place, name)
+        place = place_of(source)
+        handle = _enqueue(
+            _core.ALLREDUCE, dtype, source, target, place, name, process_set, site, caller_waits, reduce_op,
+            prescale=prescale_factor, postscale=postscale_factor, strides=strides,
+        )  # fmt: skip
+        return Pending(handle, place, target, copy_to)
+    except (AttributeError, TypeError) as error:
+        raise explained(
+            error,
+            label(_core.ALLREDUCE, name),
+            [tensor],
+            name,
+            process_set,
+            {"op": reduce_op, "prescale_factor": prescale_factor, "postscale_factor": postscale_factor},
+        ) from None
 
 
 def start_allgather(
     tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite, caller_waits: bool = False
 ) -> AnyPending:
     """Start a concatenation along dimension 0; the library makes the output. Does not block."""
-    if tensor.is_complex() and tensor.dim() > 0:
-        pending = start_allgather(_pairs(tensor, False), name, process_set, site, caller_waits)
-        assert isinstance(pending, Pending)
-        return PendingComplex(pending, None)
-    dtype = _require_supported(_core.ALLGATHER, tensor, name)
-    source = _plain(tensor)
-    place = place_of(source)
-    handle = _enqueue(_core.ALLGATHER, dtype, source, source, place, name, process_set, site, caller_waits)
-    return Pending(handle, place, None, None)
+    try:
+        if tensor.is_complex() and tensor.dim() > 0:
+            pairs = _pairs(_core.ALLGATHER, tensor, False, name)
+            pending = start_allgather(pairs, name, process_set, site, caller_waits)
+            assert isinstance(pending, Pending)
+            return PendingComplex(pending, None)
+        dtype = require_supported(_core.ALLGATHER, tensor, name)
+        source = _plain(tensor)
+        place = place_of(source)
+        handle = _enqueue(_core.ALLGATHER, dtype, source, source, place, name, process_set, site, caller_waits)
+        return Pending(handle, place, None, None)
+    except (AttributeError, TypeError) as error:
+        raise explained(error, label(_core.ALLGATHER, name), [tensor], name, process_set) from None
 
 
 def start_broadcast(
@@ -178,33 +191,38 @@ def start_broadcast(
     caller_waits: bool = False,
 ) -> AnyPending:
     """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
-    pending = _start_plain(
-        _core.BROADCAST, tensor, in_place, name, process_set, _core.SUM, root_rank, 1.0, 1.0, site, caller_waits
-    )
-    if pending is not None:
-        return pending
-    if tensor.is_complex():
-        as_pairs = start_broadcast(_pairs(tensor, in_place), in_place, root_rank, name, process_set, site, caller_waits)
-        assert isinstance(as_pairs, Pending)
-        return PendingComplex(as_pairs, tensor if in_place else None)
-    dtype = _require_supported(_core.BROADCAST, tensor, name)
-    source, target, copy_to, strides = _place(tensor, in_place)
-    place = place_of(source)
-    handle = _enqueue(
-        _core.BROADCAST, dtype, source, target, place, name, process_set, site, caller_waits, root_rank=root_rank,
-        strides=strides,
-    )  # fmt: skip
-    return Pending(handle, place, target, copy_to)
+    try:
+        pending = _start_plain(
+            _core.BROADCAST, tensor, in_place, name, process_set, _core.SUM, root_rank, 1.0, 1.0, site, caller_waits
+        )
+        if pending is not None:
+            return pending
+        if tensor.is_complex():
+            pairs = _pairs(_core.BROADCAST, tensor, in_place, name)
+            as_pairs = start_broadcast(pairs, in_place, root_rank, name, process_set, site, caller_waits)
+            assert isinstance(as_pairs, Pending)
+            return PendingComplex(as_pairs, tensor if in_place else None)
+        dtype = require_supported(_core.BROADCAST, tensor, name)
+        source, target, copy_to, strides = _place(_core.BROADCAST, tensor, in_place, name)
+        place = place_of(source)
+        handle = _enqueue(
+            _core.BROADCAST, dtype, source, target, place, name, process_set, site, caller_waits, root_rank=root_rank,
+            strides=strides,
+        )  # fmt: skip
+        return Pending(handle, place, target, copy_to)
+    except (AttributeError, TypeError) as error:
+        raise explained(
+            error, label(_core.BROADCAST, name), [tensor], name, process_set, {"root_rank": root_rank}
+        ) from None
 
 
 def check_broadcast(tensor: torch.Tensor, name: str | None) -> None:
     """ValueError, which names it, for a tensor that `start_broadcast` in place would refuse."""
-    label = f"broadcast '{name}'" if name is not None else "unnamed broadcast"
     if tensor.is_conj():
-        raise ValueError(f"{label}: {_CONJUGATED}")
+        raise ValueError(f"{label(_core.BROADCAST, name)}: {_CONJUGATED}")
     if _shares_elements(tensor):
-        raise ValueError(f"{label}: {_EXPANDED}")
-    _require_supported(_core.BROADCAST, torch.view_as_real(tensor) if tensor.is_complex() else tensor, name)
+        raise ValueError(f"{label(_core.BROADCAST, name)}: {_EXPANDED}")
+    require_supported(_core.BROADCAST, torch.view_as_real(tensor) if tensor.is_complex() else tensor, name)
 
 
 def start_group(
@@ -220,34 +238,45 @@ def start_group(
     caller_waits: bool = False,
 ) -> PendingGroup:
     """Start an operation on several tensors that is agreed and done for all of them or for none. Does not block."""
-    if not tensors:
-        raise ValueError(f"grouped {_OPERATION_NAMES[op]} of no tensors ({name or 'unnamed'})")
-    places = [_group_place(op, tensor, in_place, name, reduce_op) for tensor in tensors]
-    place = place_of(places[0].source)
-    if any(device_of(other.source) != place[0] for other in places):
-        where = sorted({str(tensor.device) for tensor in tensors})
-        raise exceptions.HorovodInternalError(
-            f"Tensors in list must be on same device. (grouped {_OPERATION_NAMES[op]}, {name or 'unnamed'}: "
-            f"{', '.join(where)})"
-        )
-    process_set_id = require_id(process_set)
-    with _as_refusal(process_set_id):
-        handle = _core.enqueue_group(
-            op,
-            [one.member() for one in places],
+    try:
+        if not 0 <= reduce_op <= _LAST_REDUCTION:
+            raise unknown_reduction(label(op, name, "grouped "), reduce_op)
+        if not tensors:
+            raise ValueError(f"grouped {OPERATION_NAMES[op]} of no tensors ({label(op, name)})")
+        places = [_group_place(op, tensor, in_place, name, reduce_op) for tensor in tensors]
+        place = place_of(places[0].source)
+        if any(device_of(other.source) != place[0] for other in places):
+            where = sorted({str(tensor.device) for tensor in tensors})
+            raise exceptions.HorovodInternalError(
+                f"Tensors in list must be on same device. ({label(op, name, 'grouped ')}: {', '.join(where)})"
+            )
+        process_set_id = _id_of(process_set, op, name)
+        with _as_refusal(process_set_id, op, name, "grouped "):
+            handle = _core.enqueue_group(
+                op,
+                [one.member() for one in places],
+                name,
+                process_set_id,
+                reduce_op,
+                prescale_factor,
+                postscale_factor,
+                site[0],
+                site[1],
+                caller_waits,
+                place[0],
+                place[1],
+                places,
+            )
+        return PendingGroup(handle, place, places)
+    except (AttributeError, TypeError) as error:
+        raise explained(
+            error,
+            label(op, name, "grouped "),
+            tensors,
             name,
-            process_set_id,
-            reduce_op,
-            prescale_factor,
-            postscale_factor,
-            site[0],
-            site[1],
-            caller_waits,
-            place[0],
-            place[1],
-            places,
-        )
-    return PendingGroup(handle, place, places)
+            process_set,
+            {"op": reduce_op, "prescale_factor": prescale_factor, "postscale_factor": postscale_factor},
+        ) from None
 
 
 def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> GroupPlace:
@@ -255,10 +284,10 @@ def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None
     if tensor.is_complex() and (op == _core.ALLREDUCE or tensor.dim() > 0):
         _require_sum(reduce_op, name, op)
         complex_output = tensor if in_place else True
-        tensor = _pairs(tensor, in_place)
-    dtype = _require_supported(op, tensor, name)
+        tensor = _pairs(op, tensor, in_place, name)
+    dtype = require_supported(op, tensor, name)
     if op == _core.ALLREDUCE:
-        source, target, copy_to, strides = _place(tensor, in_place)
+        source, target, copy_to, strides = _place(op, tensor, in_place, name)
         return GroupPlace(dtype, source, target, copy_to, complex_output, strides)
     return GroupPlace(dtype, _plain(tensor), None, None, complex_output, None)
 
@@ -274,21 +303,34 @@ def start_reducescatter(
     caller_waits: bool = False,
 ) -> AnyPending:
     """Start a reduction of which each rank gets its rows; the library makes the output. Does not block."""
-    if tensor.is_complex() and tensor.dim() > 0:
-        _require_sum(reduce_op, name, _core.REDUCESCATTER)
-        pending = start_reducescatter(
-            _pairs(tensor, False), name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
-        )
-        assert isinstance(pending, Pending)
-        return PendingComplex(pending, None)
-    dtype = _require_supported(_core.REDUCESCATTER, tensor, name)
-    source = _plain(tensor)
-    place = place_of(source)
-    handle = _enqueue(
-        _core.REDUCESCATTER, dtype, source, source, place, name, process_set, site, caller_waits, reduce_op,
-        prescale=prescale_factor, postscale=postscale_factor,
-    )  # fmt: skip
-    return Pending(handle, place, None, None)
+    try:
+        if not 0 <= reduce_op <= _LAST_REDUCTION:
+            raise unknown_reduction(label(_core.REDUCESCATTER, name), reduce_op)
+        if tensor.is_complex() and tensor.dim() > 0:
+            _require_sum(reduce_op, name, _core.REDUCESCATTER)
+            pairs = _pairs(_core.REDUCESCATTER, tensor, False, name)
+            pending = start_reducescatter(
+                pairs, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
+            )
+            assert isinstance(pending, Pending)
+            return PendingComplex(pending, None)
+        dtype = require_supported(_core.REDUCESCATTER, tensor, name)
+        source = _plain(tensor)
+        place = place_of(source)
+        handle = _enqueue(
+            _core.REDUCESCATTER, dtype, source, source, place, name, process_set, site, caller_waits, reduce_op,
+            prescale=prescale_factor, postscale=postscale_factor,
+        )  # fmt: skip
+        return Pending(handle, place, None, None)
+    except (AttributeError, TypeError) as error:
+        raise explained(
+            error,
+            label(_core.REDUCESCATTER, name),
+            [tensor],
+            name,
+            process_set,
+            {"op": reduce_op, "prescale_factor": prescale_factor, "postscale_factor": postscale_factor},
+        ) from None
 
 
 def start_alltoall(
@@ -300,59 +342,66 @@ def start_alltoall(
     caller_waits: bool = False,
 ) -> PendingAlltoall:
     """Start an exchange of rows; the library makes the output. Does not block."""
-    is_complex = tensor.is_complex() and tensor.dim() > 0
-    if is_complex:
-        tensor = _pairs(tensor, False)
-    dtype = _require_supported(_core.ALLTOALL, tensor, name)
-    source = _plain(tensor)
-    place = place_of(source)
-    process_set_id = require_id(process_set)
-    with _as_refusal(process_set_id):
-        handle = _core.enqueue_alltoall(
-            dtype,
-            source.shape,
-            source.data_ptr(),
-            splits,
-            name,
-            process_set_id,
-            site[0],
-            site[1],
-            caller_waits,
-            place[0],
-            place[1],
-            (source,),
-        )
-    return PendingAlltoall(handle, place, is_complex, splits is not None)
+    try:
+        is_complex = tensor.is_complex() and tensor.dim() > 0
+        if is_complex:
+            tensor = _pairs(_core.ALLTOALL, tensor, False, name)
+        dtype = require_supported(_core.ALLTOALL, tensor, name)
+        source = _plain(tensor)
+        place = place_of(source)
+        process_set_id = _id_of(process_set, _core.ALLTOALL, name)
+        with _as_refusal(process_set_id, _core.ALLTOALL, name):
+            handle = _core.enqueue_alltoall(
+                dtype,
+                source.shape,
+                source.data_ptr(),
+                splits,
+                name,
+                process_set_id,
+                site[0],
+                site[1],
+                caller_waits,
+                place[0],
+                place[1],
+                (source,),
+            )
+        return PendingAlltoall(handle, place, is_complex, splits is not None)
+    except (AttributeError, TypeError) as error:
+        raise explained(error, label(_core.ALLTOALL, name), [tensor], name, process_set) from None
 
 
 def join(site: CallSite, device: int) -> int:
     """Block until all ranks have joined; the rank that did last."""
-    with _as_refusal(0):
+    try:
         handle = _core.enqueue_join(site[0], site[1], device)
+    except _core.Error as error:
+        raise refusal(error, 0, "join") from None
     Operation(handle).finish()
     return handle.last_joined_rank()
 
 
 def barrier(process_set: ProcessSet, site: CallSite) -> None:
     """Block until all ranks of the set are here."""
-    handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, ON_HOST, None, process_set, site, caller_waits=True)
+    try:
+        handle = _enqueue(_core.BARRIER, _core.UINT8, None, None, ON_HOST, None, process_set, site, caller_waits=True)
+    except (AttributeError, TypeError) as error:
+        raise explained(error, "barrier", [], None, process_set) from None
     Operation(handle).finish()
 
 
 def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
     if reduce_op not in (_core.SUM, _core.AVERAGE):
-        what = f"{name or 'unnamed'} {_OPERATION_NAMES[op]}"
-        raise ValueError(f"complex numbers can be summed and averaged only ({what})")
+        raise ValueError(f"complex numbers can be summed and averaged only ({label(op, name)})")
 
 
-def _require_supported(op: int, tensor: torch.Tensor, name: str | None) -> int:
+def require_supported(op: int, tensor: torch.Tensor, name: str | None, kind: str = "") -> int:
+    """The library's number of the dtype; ValueError for tensors that it does not take. `kind`: "sparse ", for texts."""
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is not None and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided:
         return dtype
-    label = f"{_OPERATION_NAMES[op]} '{name}'" if name is not None else f"unnamed {_OPERATION_NAMES[op]}"
     raise ValueError(
-        f"Tensor type {tensor.type()} is not supported. ({label}: dtype {tensor.dtype}, layout {tensor.layout}, "
-        f"device {tensor.device}; supported are dense CPU and CUDA tensors of "
+        f"Tensor type {tensor.type()} is not supported. ({label(op, name, kind)}: dtype {tensor.dtype}, "
+        f"layout {tensor.layout}, device {tensor.device}; supported are dense CPU and CUDA tensors of "
         f"{', '.join(str(known) for known in _DTYPES)})"
     )
 
@@ -389,7 +438,7 @@ def _shares_elements(tensor: torch.Tensor) -> bool:
 
 
 def _place(
-    tensor: torch.Tensor, in_place: bool
+    op: int, tensor: torch.Tensor, in_place: bool, name: str | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[int, ...] | None]:
     """Where the library reads, where it writes, where the result has to be copied in the end, if anywhere, and strides.
 
@@ -403,7 +452,7 @@ def _place(
         target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
         return tensor, target, None, tensor.stride()
     if in_place and _shares_elements(tensor):
-        raise ValueError(_EXPANDED)
+        raise ValueError(f"{label(op, name)}: {_EXPANDED}")
     copy = _plain_copy(tensor)
     return copy, copy, tensor if in_place else None, None
 
@@ -424,7 +473,7 @@ def _enqueue(
     postscale: float = 1.0,
     strides: tuple[int, ...] | None = None,
 ) -> _core.Handle:
-    process_set_id = require_id(process_set)
+    process_set_id = _id_of(process_set, op, name)
     try:  # as _as_refusal does, which costs about a microsecond more
         return _core.enqueue(
             op,
@@ -447,12 +496,19 @@ def _enqueue(
             strides,
         )
     except _core.Error as error:
-        raise refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id, label(op, name)) from None
+
+
+def _id_of(process_set: ProcessSet, op: int, name: str | None) -> int:
+    process_set_id = process_set.process_set_id
+    if process_set_id is None:
+        raise not_registered(process_set, label(op, name))
+    return process_set_id
 
 
 @contextlib.contextmanager
-def _as_refusal(process_set_id: int) -> Iterator[None]:
+def _as_refusal(process_set_id: int, op: int, name: str | None, kind: str = "") -> Iterator[None]:
     try:
         yield
     except _core.Error as error:
-        raise refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id, label(op, name, kind)) from None

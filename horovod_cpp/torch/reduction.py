@@ -5,7 +5,6 @@ The hooks run on the thread that calls `backward()`; all else on the thread that
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from horovod_cpp import _core
+from horovod_cpp.common import knobs
 from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registered_ranks, require_id
 from horovod_cpp.torch import operations
@@ -116,9 +116,7 @@ class Reduction:
         """Reduce in this set, too. ValueError for one that is not registered."""
         ranks = tuple(registered_ranks(require_id(process_set)))
         self.ranks[process_set] = ranks
-        self.active[process_set] = registered_rank() in ranks and (
-            len(ranks) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1"
-        )
+        self.active[process_set] = registered_rank() in ranks and (len(ranks) > 1 or knobs.elastic())
 
     def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
         """Reduce this parameter from now on, in a set that was taken up."""

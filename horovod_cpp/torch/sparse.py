@@ -1,42 +1,69 @@
-"""Reductions of sparse tensors: their entries are gathered, and entries of one place add up."""
+"""Reductions of sparse tensors: their entries are gathered, and entries of one place add up.
+
+What travels is one group of three flat tensors: what ranks have to bring alike, the indices, and
+the values. So the library finds nothing to compare, and the ranks compare what their users gave.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
+from horovod_cpp import _core
+from horovod_cpp.common import attributes
 from horovod_cpp.common.call_site import CallSite, call_site
-from horovod_cpp.common.process_sets import ProcessSet, global_process_set
+from horovod_cpp.common.exceptions import HorovodInternalError
+from horovod_cpp.common.process_sets import ProcessSet, global_process_set, registered_ranks, require_id
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Average, Sum
-from horovod_cpp.torch.pending import AnyPending, Operation
+from horovod_cpp.torch.pending import Operation, PendingGroup
+
+_ATTRIBUTES = ("data type", "shape", "number of sparse dimensions", "reduction")
 
 
 class PendingSparse:
     """A sparse reduction in flight. `wait` may be called once it is needed, once."""
 
-    __slots__ = ("_divisor", "_indices", "_shape", "_values")
+    __slots__ = ("_divisor", "_dtype", "_gathered", "_name", "_ranks", "_shape", "_sparse_dim")
 
-    def __init__(self, indices: AnyPending, values: AnyPending, shape: torch.Size, divisor: int) -> None:
-        self._indices = indices
-        self._values = values
-        self._shape = shape
+    def __init__(self, gathered: PendingGroup, name: str, tensor: torch.Tensor, ranks: list[int], divisor: int) -> None:
+        self._gathered = gathered
+        self._name = name
+        self._dtype = tensor.dtype
+        self._shape = tensor.shape
+        self._sparse_dim = tensor.sparse_dim()
+        self._ranks = ranks
         self._divisor = divisor
 
     def parts(self) -> tuple[Operation, ...]:
         """The operations that make it up."""
-        return *self._indices.parts(), *self._values.parts()
+        return self._gathered.parts()
 
     def wait(self) -> torch.Tensor:
         """Block until it is done; a COO tensor that is not coalesced. HorovodInternalError if it failed."""
-        indices = self._indices.wait().t()
-        values = self._values.wait()
-        if self._divisor > 1:
-            mode = None if values.is_floating_point() else "trunc"
-            values = torch.div(values, self._divisor, rounding_mode=mode)
-        # Checked: ranks may have had shapes that differ where an allgather does not look.
-        return torch.sparse_coo_tensor(indices, values, self._shape, check_invariants=True)
+        lines, flat_indices, flat_values = self._gathered.wait()
+        different = attributes.disagreements(_ATTRIBUTES, bytes(lines.tolist()), self._ranks)
+        if different:
+            raise HorovodInternalError(f"sparse allreduce '{self._name}': {different}")
+        dense_shape = self._shape[self._sparse_dim :]
+        values = flat_values.view(self._dtype)
+        entries = values.numel() // max(math.prod(dense_shape), 1)
+        if self._sparse_dim > 0:
+            entries = flat_indices.numel() // self._sparse_dim
+        indices = flat_indices.reshape(entries, self._sparse_dim).t()
+        values = self._divided(values.reshape(entries, *dense_shape))
+        try:
+            return torch.sparse_coo_tensor(indices, values, self._shape, check_invariants=True)
+        except RuntimeError as error:  # all ranks have gathered the same
+            raise HorovodInternalError(f"sparse allreduce '{self._name}': a rank has a bad index: {error}") from None
+
+    def _divided(self, values: torch.Tensor) -> torch.Tensor:
+        if self._divisor == 1 or self._dtype == torch.bool:  # a sum of bools is "or", and so is their average
+            return values
+        is_exact = values.is_floating_point() or values.is_complex()
+        return torch.div(values, self._divisor, rounding_mode=None if is_exact else "trunc")
 
 
 def start_sparse_allreduce(
@@ -48,9 +75,26 @@ def start_sparse_allreduce(
     if op not in (Average, Sum):
         raise ValueError(f"sparse allreduce '{name}': op must be Average or Sum")
     tensor = tensor.detach().coalesce()  # one entry for each place travels
-    indices = operations.start_allgather(tensor.indices().t().contiguous(), f"{name}.indices", process_set, site)
-    values = operations.start_allgather(tensor.values(), f"{name}.values", process_set, site)
-    return PendingSparse(indices, values, tensor.shape, (process_set.size() or 1) if op == Average else 1)
+    values = tensor.values().contiguous().reshape(-1).resolve_conj().resolve_neg()
+    if not values.is_complex():
+        operations.require_supported(_core.ALLREDUCE, values, name, "sparse ")
+    line = attributes.encode(
+        {
+            "data type": str(tensor.dtype).removeprefix("torch."),
+            "shape": str(list(tensor.shape)),
+            "number of sparse dimensions": str(tensor.sparse_dim()),
+            "reduction": "Average" if op == Average else "Sum",
+        },
+        site,
+    )
+    parts = [
+        torch.tensor(list(line), dtype=torch.uint8, device=tensor.device),
+        tensor.indices().t().reshape(-1),
+        values.view(torch.uint8),
+    ]
+    gathered = operations.start_group(_core.ALLGATHER, parts, False, name, _core.SUM, 1.0, 1.0, process_set, site)
+    ranks = registered_ranks(require_id(process_set))
+    return PendingSparse(gathered, name, tensor, ranks, len(ranks) if op == Average else 1)
 
 
 def sparse_allreduce_async(
@@ -59,9 +103,10 @@ def sparse_allreduce_async(
     """Start a reduction of a sparse tensor over all ranks of the process set. Does not block.
 
     Args:
-        tensor: a COO tensor, of the same shape and dtype on all ranks; it may have other entries on each.
+        tensor: a COO tensor, of the same shape, dtype and number of sparse dimensions on all ranks; it may have other
+            entries on each.
         name: key of the operation, equal on all ranks.
-        op: Average or Sum.
+        op: Average or Sum, which for bool are both "or".
     Returns: a function that blocks until the reduction is done and returns the result, a COO tensor that is not
         coalesced.
     Raises: ValueError as `allgather`, for other layouts and for other ops; the function raises HorovodInternalError if

@@ -26,8 +26,9 @@ class SyncBatchNorm(_BatchNorm):
         num_features: C.
         eps, momentum, affine, track_running_stats: as in torch.nn.BatchNorm1d.
         process_set: the ranks whose batches count as one.
-    Raises (forward): ValueError for input of less than two dimensions, and, on all ranks, for a batch that has one
-        value a channel in all; HorovodInternalError if ranks disagree or one is lost.
+    Raises (forward): NotImplementedError, as torch, for input that is not floating-point; ValueError for input of less
+        than two dimensions, and, on all ranks, for a batch that has one value a channel in all; HorovodInternalError if
+        ranks disagree or one is lost.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise `input`; its shape and dtype stay."""
         self._check_input_dim(input)
+        if not input.is_floating_point():  # rounded to its type, what is normalised would be zeros
+            raise NotImplementedError(f"SyncBatchNorm takes floating-point input; this one is of {input.dtype}")
         if not (self.training or self.running_mean is None):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps

@@ -85,8 +85,25 @@ class ElasticSampler(torch.utils.data.Sampler[int]):
 
     @property
     def processed_num(self) -> int:
-        """How many indices of the epoch are processed, if all ranks have recorded as much as this one."""
+        """How many indices of the epoch are processed, if all ranks have recorded as much as this one.
+
+        Assign it, the same on all ranks, to go to that place of the epoch's order: what is left is split anew at once.
+        ValueError for a number that the data set does not have.
+        """
         return int(self.progress().assumed().sum())
+
+    @processed_num.setter
+    def processed_num(self, count: int) -> None:
+        if not 0 <= count <= len(self.dataset):
+            raise ValueError(f"processed_num={count}: the data set has {len(self.dataset)} indices")
+        mask = self._nothing()
+        mask[self._order[:count]] = True
+        self.settle(Progress.of_all(self.epoch, mask))
+
+    @property
+    def indices(self) -> list[int]:
+        """What an iterator gives: the indices of this rank from the last split on."""
+        return self._own.tolist()
 
     @property
     def remaining_indices(self) -> list[int]:

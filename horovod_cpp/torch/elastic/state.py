@@ -20,9 +20,8 @@ class StateHandler:
     """Keeps one value of a `TorchState`, in place: the object stays the same. Subclasses implement the first three."""
 
     def __init__(self, value: Any) -> None:
-        """Args: value: the object; it is saved at once."""
+        """Args: value: the object. `TorchState` saves it later, as a subclass may have more to set first."""
         self.value = value
-        self.save()
 
     def save(self) -> None:
         """Keep a copy in memory. Does not communicate."""
@@ -42,8 +41,21 @@ class StateHandler:
     def reset(self) -> None:
         """Let go of what has ended with the job. Does not communicate."""
 
+    def set_value(self, value: Any) -> None:
+        """Keep another object of the same kind from now on, and save it."""
+        self.value = value
+        self.save()
 
-class ModelStateHandler(StateHandler):
+
+class _SavedAtOnce(StateHandler):
+    """Those of this package, which are good to go back from when they are made."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(value)
+        self.save()
+
+
+class ModelStateHandler(_SavedAtOnce):
     """A module: its parameters and buffers."""
 
     value: torch.nn.Module
@@ -74,7 +86,7 @@ class ModelStateHandler(StateHandler):
         self.value.zero_grad()
 
 
-class OptimizerStateHandler(StateHandler):
+class OptimizerStateHandler(_SavedAtOnce):
     """An optimizer, which may be a DistributedOptimizer."""
 
     value: torch.optim.Optimizer
@@ -103,7 +115,7 @@ class OptimizerStateHandler(StateHandler):
                 parameter.grad = None
 
 
-class SchedulerStateHandler(StateHandler):
+class SchedulerStateHandler(_SavedAtOnce):
     """A learning-rate scheduler. As an object of its own it could not be copied without its optimizer."""
 
     value: torch.optim.lr_scheduler.LRScheduler
@@ -132,7 +144,7 @@ class _Root(NamedTuple):
     epoch: int
 
 
-class SamplerStateHandler(StateHandler):
+class SamplerStateHandler(_SavedAtOnce):
     """An ElasticSampler, of which each rank knows what it has processed itself.
 
     Ranks may go back to different commits: an error can reach one after it has saved, another before. The model that
@@ -144,10 +156,18 @@ class SamplerStateHandler(StateHandler):
     value: ElasticSampler
 
     def __init__(self, value: ElasticSampler) -> None:
+        self._forget()
+        super().__init__(value)
+
+    def _forget(self) -> None:
         self._syncs = 0
         self._saves = 0  # since the first sync as many as rank 0's
         self._kept: dict[int, Progress] = {}
-        super().__init__(value)
+
+    def set_value(self, value: ElasticSampler) -> None:
+        """Keep another sampler from now on, on all ranks alike; what was kept of the other one counts no more."""
+        self._forget()
+        super().set_value(value)
 
     def save(self) -> None:
         """Keep a copy of the progress, and the one before, to which other ranks may have to go back."""
@@ -237,11 +257,17 @@ class TorchState(ObjectState):
         if name.startswith("_") or name not in self._names:
             return
         kind = next((handler for kind, handler in _registry if isinstance(value, kind)), None)
-        if kind is not None:
-            self._handlers[name] = kind(value)
-            self._saved_state.pop(name, None)
-        else:
+        if kind is None:
             self._handlers.pop(name, None)
+            return
+        self._saved_state.pop(name, None)
+        known = self._handlers.get(name)
+        if type(known) is kind:
+            known.set_value(value)
+            return
+        handler = self._handlers[name] = kind(value)
+        if not isinstance(handler, _SavedAtOnce):
+            handler.save()
 
     def _object_names(self) -> Iterable[str]:
         return [name for name in self._names if name not in self._handlers]

@@ -58,8 +58,8 @@ def test_gradient_of_a_sum() -> None:
 
 def test_what_has_no_order_or_no_place_is_refused() -> None:
     for op in (hvd.Min, hvd.Max, hvd.Product):
-        with pytest.raises(ValueError, match="complex numbers can be summed and averaged only"):
-            hvd.allreduce(torch.ones(2, dtype=torch.complex64), op=op)
-    with pytest.raises(ValueError, match="conjugated view"):
-        hvd.allreduce_(torch.ones(2, dtype=torch.complex64).conj())
+        with pytest.raises(ValueError, match=r"complex numbers can be summed and averaged only \(allreduce 'c'\)"):
+            hvd.allreduce(torch.ones(2, dtype=torch.complex64), name="c", op=op)
+    with pytest.raises(ValueError, match=r"^allreduce 'c': a conjugated view"):
+        hvd.allreduce_(torch.ones(2, dtype=torch.complex64).conj(), name="c")
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from operations import ASYNC, REDUCING, equal_rows, run
@@ -231,9 +232,73 @@ def test_a_root_that_is_no_rank() -> None:
             hvd.broadcast(torch.ones(2), root)
 
 
-def test_a_reduction_that_is_not_known() -> None:
-    with pytest.raises(ValueError):
-        hvd.allreduce(torch.ones(2), op=17)
+@pytest.mark.parametrize("op", [6, 17, -1, 256, 257, 259, 2**40])
+def test_a_reduction_that_is_not_known(op: int) -> None:
+    """Also where its last eight bits would be known."""
+    for call, what in (
+        (lambda: hvd.allreduce(torch.ones(2), name="odd", op=op), "allreduce 'odd'"),
+        (lambda: hvd.allreduce_async_(torch.ones(2).double().t(), op=op), "unnamed allreduce"),
+        (lambda: hvd.grouped_allreduce([torch.ones(2)], name="odd", op=op), "grouped allreduce 'odd'"),
+        (lambda: hvd.reducescatter(torch.ones(2), name="odd", op=op), "reducescatter 'odd'"),
+        (lambda: hvd.grouped_reducescatter([torch.ones(2)], "odd", op=op), "grouped reducescatter 'odd'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{what}: reduction number {op} is not known"):
+            call()
+    assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+@pytest.mark.parametrize("operation", ASYNC)
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], numpy.ones(3), 3.0, None], ids=["list", "array", "number", "none"])
+def test_what_is_no_tensor_is_named_with_its_operation(operation: str, wrong: Any) -> None:
+    given = [torch.ones(2), wrong] if operation.startswith("grouped") else wrong
+    root = [0] if operation.startswith("broadcast") else []
+    in_place = "_" if operation.endswith("_") else ""
+    for form in (operation, f"{operation.rstrip('_')}_async{in_place}"):
+        expected = f"^{in_words(operation)} 'odd': takes torch tensors, not .*{type(wrong).__name__}$"
+        with pytest.raises(TypeError, match=expected):
+            getattr(hvd, form)(given, *root, name="odd")
+    run(operation, equal_rows(), name="odd")
+
+
+def in_words(operation: str) -> str:
+    return operation.rstrip("_").replace("grouped_", "grouped ")
+
+
+@pytest.mark.parametrize("operation", ASYNC)
+def test_names_and_sets_of_the_wrong_type_are_named_with_their_operation(operation: str) -> None:
+    kind = in_words(operation)
+    with pytest.raises(TypeError, match=f"^{kind}: name has to be a str or None, not 5 of type int$"):
+        run(operation, equal_rows(), name=5)
+    for wrong in ([0], None, 0):
+        expected = rf"^{kind} 'odd': process_set has to be a ProcessSet, .*{type(wrong).__name__}$"
+        with pytest.raises(TypeError, match=expected):
+            run(operation, equal_rows(), name="odd", process_set=wrong)
+    with pytest.raises(TypeError, match=r"^barrier: process_set has to be a ProcessSet"):
+        hvd.barrier([0])  # type: ignore[arg-type]
+
+
+def test_numbers_of_the_wrong_type_are_named_with_their_operation() -> None:
+    ones, wrong = torch.ones(hvd.size()), "of type (str|float|NoneType)$"
+    for op in ("sum", 1.0):
+        with pytest.raises(TypeError, match=f"^allreduce 'odd': op has to be hvd.Average, .*{wrong}"):
+            hvd.allreduce(ones, name="odd", op=op)  # type: ignore[arg-type]
+    for forms, given in (([hvd.reducescatter], ones), ([hvd.grouped_reducescatter], [ones])):
+        with pytest.raises(TypeError, match=f"reducescatter 'odd': op has to be hvd.Average, .*{wrong}"):
+            forms[0](given, name="odd", op=None)
+    with pytest.raises(TypeError, match=f"^allreduce 'odd': prescale_factor has to be a number, .*{wrong}"):
+        hvd.allreduce(ones, name="odd", prescale_factor="half")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"^broadcast 'odd': root_rank has to be a rank, .*{wrong}"):
+        hvd.broadcast(ones, "0", name="odd")  # type: ignore[arg-type]
+    assert hvd.broadcast(ones, 0, name="odd").tolist() == ones.tolist()
+
+
+def test_refusals_name_the_operation() -> None:
+    with pytest.raises(ValueError, match=r"supersedes average\. .*\(allreduce 'odd'\)$"):
+        hvd.allreduce(torch.ones(2), True, "odd", op=hvd.Sum)
+    with pytest.raises(ValueError, match=r"\(grouped allreduce 'odd'\)$"):
+        hvd.grouped_allreduce([torch.ones(2)], True, "odd", op=hvd.Sum)
+    with pytest.raises(ValueError, match=r"^allreduce 'odd': an expanded tensor cannot be the output"):
+        hvd.allreduce_(torch.ones(1).expand(3), name="odd")
 
 
 def test_a_name_with_a_zero_byte() -> None:
@@ -246,14 +311,14 @@ def test_a_process_set_that_is_not_registered() -> None:
         hvd.allreduce(torch.ones(2), process_set=hvd.ProcessSet([0]))
     stranger = hvd.ProcessSet([0])
     stranger.process_set_id = 12345
-    with pytest.raises(ValueError, match="does not exist, or has not been registered"):
-        hvd.allreduce(torch.ones(2), process_set=stranger)
+    with pytest.raises(ValueError, match=r"does not exist, or has not been registered.*\(allreduce 'odd'\)$"):
+        hvd.allreduce(torch.ones(2), name="odd", process_set=stranger)
 
 
 @pytest.mark.parametrize("operation", ASYNC)
 def test_no_operation_runs_in_a_set_that_is_not_registered(operation: str) -> None:
-    with pytest.raises(ValueError, match="does not exist, or has not been registered"):
-        run(operation, equal_rows(), process_set=hvd.ProcessSet([0]))
+    with pytest.raises(ValueError, match=r"does not exist, or has not been registered.* 'odd'\)$"):
+        run(operation, equal_rows(), name="odd", process_set=hvd.ProcessSet([0]))
 
 
 @several_ranks
@@ -266,8 +331,10 @@ def test_no_operation_runs_in_a_set_without_the_rank() -> None:
         else:
             with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
                 run(operation, equal_rows(), process_set=first)
+            with pytest.raises(ValueError, match=r"is not a member of the provided process set.* 'odd'\)$"):
+                run(operation, equal_rows(), name="odd", process_set=first)
     if hvd.rank() > 0:
-        with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member of the provided process set"):
+        with pytest.raises(ValueError, match=rf"Rank {hvd.rank()} is not a member.* \(barrier\)$"):
             hvd.barrier(first)
     hvd.barrier()
     assert hvd.remove_process_set(first)

@@ -104,6 +104,11 @@ def test_bad_splits_are_refused_at_the_call() -> None:
         hvd.alltoall(tensor, [-1] + [0] * (hvd.size() - 1))
     with pytest.raises(ValueError, match="scalar"):
         hvd.alltoall(torch.tensor(1.0), [1] * hvd.size())
+    for splits in ([0.5] * hvd.size(), [2**40] * hvd.size(), ["0"] * hvd.size(), [float("inf")] * hvd.size(), 1):
+        with pytest.raises(ValueError, match=r"32-bit integer elements \(alltoall 'rows': got "):
+            hvd.alltoall(tensor, splits, "rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"1D splits tensor \(alltoall 'rows': got 2 dimensions\)"):
+        hvd.alltoall(tensor, torch.ones(1, 1, dtype=torch.int32), "rows")
     if hvd.size() > 1:
         with pytest.raises(ValueError, match="not an even multiple of the number of workers"):
             hvd.alltoall(torch.zeros(hvd.size() + 1))

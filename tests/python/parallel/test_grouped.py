@@ -107,7 +107,7 @@ def test_tensors_on_several_devices_are_no_group(form: str, monkeypatch: pytest.
     # Where there is one device only, a tensor has to pretend that it is on another one.
     elsewhere = torch.ones(2)
     monkeypatch.setattr(operations, "device_of", lambda tensor: 5 if tensor is elsewhere else HOST)
-    with pytest.raises(hvd.HorovodInternalError, match=r"^Tensors in list must be on same device\. .*devices: cpu"):
+    with pytest.raises(hvd.HorovodInternalError, match=r"^Tensors in list must be on same device\. .*'devices': cpu"):
         getattr(hvd, f"grouped_{form}")([torch.ones(2), elsewhere], name="devices")
     hvd.barrier()
 

@@ -170,3 +170,19 @@ def test_join_in_another_set_goes_on_while_one_is_stuck() -> None:
     if hvd.rank() == 0:
         assert hvd.synchronize(handle).item() == 1.0
     assert hvd.remove_process_set(stuck) and hvd.remove_process_set(others)
+
+
+def test_a_set_that_is_added_or_removed_beside_joined_ranks_is_an_error() -> None:
+    if hvd.size() == 1:
+        pytest.skip("nobody else has joined")
+    known = hvd.add_process_set([0])
+    if hvd.rank() > 0:
+        hvd.join()
+    else:
+        joined = "rank 1 has joined" if hvd.size() == 2 else rf"ranks 1-{hvd.size() - 1} have joined"
+        with pytest.raises(hvd.HorovodInternalError, match=joined):
+            hvd.add_process_set([1])
+        with pytest.raises(hvd.HorovodInternalError, match=joined):
+            hvd.remove_process_set(known)
+        hvd.join()
+    assert hvd.remove_process_set(known) and known.process_set_id is None

@@ -138,6 +138,36 @@ def test_adding_and_removing() -> None:
     assert hvd.remove_process_set(again)
 
 
+def test_a_set_in_which_operations_wait_stays() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs a set of two in three")
+    pair = hvd.add_process_set([0, 1])
+    ones = torch.ones(2)
+    handle = hvd.allreduce_async(ones, name="waits", op=hvd.Sum, process_set=pair) if hvd.rank() == 0 else None
+    hvd.barrier()
+    here = r"\(called at .*test_process_sets\.py:\d+\)"
+    with pytest.raises(hvd.HorovodInternalError, match=rf"cannot be removed: it has operations waiting {here}"):
+        hvd.remove_process_set(pair)
+    if handle is not None:
+        assert hvd.synchronize(handle).tolist() == [2, 2]
+    if hvd.rank() == 1:
+        assert hvd.allreduce(ones, name="waits", op=hvd.Sum, process_set=pair).tolist() == [2, 2]
+    hvd.barrier()
+    assert hvd.remove_process_set(pair) is True
+
+
+def test_ranks_that_add_or_remove_different_sets_get_an_error_each() -> None:
+    if hvd.size() < 3:
+        pytest.skip("needs two sets that are neither empty nor all ranks")
+    here = r".*\(called at .*test_process_sets\.py:\d+\)"
+    with pytest.raises(hvd.HorovodInternalError, match=rf"mismatched ranks: \[0\]: rank 0; \[1\]: ranks 1-{here}"):
+        hvd.add_process_set([0] if hvd.rank() == 0 else [1])
+    first, second = hvd.add_process_set([0]), hvd.add_process_set([1])
+    with pytest.raises(hvd.HorovodInternalError, match=rf"mismatched ranks: {here}"):
+        hvd.remove_process_set(first if hvd.rank() == 0 else second)
+    assert hvd.remove_process_set(first) and hvd.remove_process_set(second)
+
+
 def test_the_order_of_ranks_does_not_matter() -> None:
     if hvd.size() < 3:
         pytest.skip("needs a set of two in three")
@@ -200,6 +230,10 @@ def test_a_layer_that_was_copied_does_not_outlive_its_set() -> None:
 def test_bad_ranks() -> None:
     with pytest.raises(ValueError, match="twice"):
         hvd.ProcessSet([0, 0])
+    for strange in ([1.7], "01", ["0"], [None], 1.5):
+        with pytest.raises(ValueError, match=r"^ProcessSet takes a list of global ranks, numbers from 0, not "):
+            hvd.ProcessSet(strange)
+    assert hvd.ProcessSet(torch.tensor([2, 0])).ranks == [0, 2]
     for ranks in ([], [hvd.size()], [-1]):
         with pytest.raises(ValueError):
             hvd.add_process_set(ranks)

@@ -41,15 +41,113 @@ def test_what_is_not_sparse_or_cannot_be_added_is_refused() -> None:
         hvd.sparse_allreduce_async(torch.ones(3), "d", hvd.Sum)
     with pytest.raises(ValueError, match="op must be Average or Sum"):
         hvd.sparse_allreduce_async(torch.ones(3).to_sparse(), "d", hvd.Max)
+    with pytest.raises(ValueError, match=r"is not supported\. \(sparse allreduce 'd': dtype torch\.uint16"):
+        hvd.sparse_allreduce_async(one_entry(0, (3,), torch.uint16), "d", hvd.Sum)
 
 
-def test_widths_that_differ_are_an_error_on_every_rank() -> None:
+def refused_on_every_rank(mine: torch.Tensor, name: str, op: int, expected: str) -> None:
+    """The operation ends with a text that all ranks have alike, and the job goes on."""
+    with pytest.raises(hvd.HorovodInternalError, match=expected) as caught:
+        hvd.sparse_allreduce_async(mine, name, op)()
+    assert len(set(hvd.allgather_object(str(caught.value)))) == 1
+    zeros = hvd.sparse_allreduce_async(torch.zeros(3).to_sparse(), name, hvd.Average)()
+    assert torch.equal(zeros.to_dense(), torch.zeros(3))
+
+
+def one_entry(index: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    values = torch.ones((1, *shape[1:]), dtype=dtype)
+    return torch.sparse_coo_tensor(torch.tensor([[index]]), values, shape, check_invariants=True)
+
+
+def others() -> str:
+    return "rank 1" if hvd.size() == 2 else f"ranks 1-{hvd.size() - 1}"
+
+
+def test_shapes_that_differ_are_an_error_on_every_rank() -> None:
     if hvd.size() == 1:
         pytest.skip("one rank cannot disagree")
-    finish = hvd.sparse_allreduce_async(entries(1, torch.float32, 2 + (hvd.rank() == 0)), "widths", hvd.Sum)
-    with pytest.raises(hvd.HorovodInternalError, match=r"widths\.values"):
-        finish()
-    assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+    here = r" \(.*test_sparse\.py:\d+\)"
+    first = hvd.rank() == 0
+    refused_on_every_rank(
+        one_entry(2 if first else 4, (3,) if first else (5,)),
+        "lengths",
+        hvd.Sum,
+        rf"^sparse allreduce 'lengths': mismatched shape: \[3\]: rank 0{here}; \[5\]: {others()}{here}$",
+    )
+    refused_on_every_rank(
+        one_entry(1, (3, 2) if first else (3, 4)), "widths", hvd.Sum,
+        rf"^sparse allreduce 'widths': mismatched shape: \[3, 2\]: rank 0{here}; \[3, 4\]: {others()}{here}$",
+    )  # fmt: skip
+
+
+def test_ops_dtypes_and_kinds_of_dimensions_that_differ_are_an_error_on_every_rank() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank cannot disagree")
+    first = hvd.rank() == 0
+    refused_on_every_rank(
+        one_entry(0, (3,)), "ops", hvd.Sum if first else hvd.Average,
+        r"'ops': mismatched reduction: Sum: rank 0 .*; Average: rank",
+    )  # fmt: skip
+    refused_on_every_rank(
+        one_entry(0, (3,), torch.float32 if first else torch.complex64), "dtypes", hvd.Sum,
+        r"'dtypes': mismatched data type: float32: rank 0 .*; complex64: rank",
+    )  # fmt: skip
+    refused_on_every_rank(
+        torch.ones(2, 2).to_sparse(2 if first else 1), "hybrid", hvd.Sum,
+        r"'hybrid': mismatched number of sparse dimensions: 2: rank 0 .*; 1: rank",
+    )  # fmt: skip
+    refused_on_every_rank(
+        one_entry(0, (3,), torch.int64) if first else one_entry(0, (4, 2)), "all", hvd.Average if first else hvd.Sum,
+        r"'all': mismatched data type: int64: .*; float32: .*; mismatched shape: .*; mismatched reduction: Average: ",
+    )  # fmt: skip
+
+
+def test_a_process_set_names_global_ranks() -> None:
+    if hvd.size() < 3:
+        pytest.skip("a process set of some ranks")
+    last_two = hvd.add_process_set([hvd.size() - 2, hvd.size() - 1])
+    if last_two.included():
+        op = hvd.Sum if hvd.rank() == hvd.size() - 1 else hvd.Average
+        with pytest.raises(hvd.HorovodInternalError, match=rf"Average: rank {hvd.size() - 2} .*; Sum: rank"):
+            hvd.sparse_allreduce_async(one_entry(0, (3,)), "set", op, last_two)()
+        mean = hvd.sparse_allreduce_async(one_entry(0, (3,)), "set", hvd.Average, last_two)()
+        assert mean.to_dense().tolist() == [1, 0, 0]
+    hvd.barrier()
+    assert hvd.remove_process_set(last_two)
+
+
+def test_an_index_outside_is_an_error_on_every_rank() -> None:
+    """Of a tensor whose user had torch check nothing."""
+    bad = torch.sparse_coo_tensor(torch.tensor([[hvd.rank() + 3]]), torch.ones(1), (3,), check_invariants=False)
+    bad = bad if hvd.rank() == hvd.size() - 1 else one_entry(0, (3,))
+    refused_on_every_rank(
+        bad, "outside", hvd.Sum, r"^sparse allreduce 'outside': a rank has a bad index: .*found index"
+    )
+
+
+@pytest.mark.parametrize("shape", [(0,), (4,), (0, 3), (4, 0)])
+def test_nothing_adds_up_to_nothing(shape: tuple[int, ...]) -> None:
+    got = hvd.sparse_allreduce_async(torch.zeros(shape).to_sparse(1), f"nothing.{shape}", hvd.Average)()
+    assert got.shape == shape and torch.equal(got.to_dense(), torch.zeros(shape))
+
+
+def test_a_scalar_is_a_sparse_tensor_too() -> None:
+    got = hvd.sparse_allreduce_async(torch.tensor(hvd.rank() + 1.0).to_sparse(), "scalar", hvd.Sum)()
+    assert got.to_dense().item() == hvd.size() * (hvd.size() + 1) / 2
+
+
+def test_complex_numbers_have_averages() -> None:
+    mine = torch.tensor([0, complex(hvd.rank(), 1), 0]).to_sparse().conj()
+    got = hvd.sparse_allreduce_async(mine, "complex", hvd.Average)()
+    torch.testing.assert_close(got.to_dense(), torch.tensor([0, complex((hvd.size() - 1) / 2, -1), 0]))
+
+
+@pytest.mark.parametrize("op", ["average", "sum"])
+def test_bools_are_or(op: str) -> None:
+    mine = torch.zeros(hvd.size() + 1, dtype=torch.bool)
+    mine[hvd.rank()] = True
+    got = hvd.sparse_allreduce_async(mine.to_sparse(), f"bool.{op}", getattr(hvd, op.capitalize()))()
+    assert got.dtype == torch.bool and got.to_dense().tolist() == [True] * hvd.size() + [False]
 
 
 class Embedder(torch.nn.Module):

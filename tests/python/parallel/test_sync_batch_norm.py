@@ -132,6 +132,19 @@ def test_bad_input_is_an_error_on_every_rank() -> None:
 
 
 @pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_input_that_is_not_floating_point_is_refused_as_by_torch(dtype: torch.dtype, training: bool) -> None:
+    values = torch.arange(12).reshape(4, 3).to(dtype)
+    with pytest.raises(NotImplementedError):
+        torch.nn.BatchNorm1d(3).train(training)(values)
+    layer = hvd.SyncBatchNorm(3).train(training)
+    with pytest.raises(NotImplementedError, match=f"SyncBatchNorm takes floating-point input; this one is of {dtype}"):
+        layer(values)
+    assert layer.num_batches_tracked == 0
+    assert layer(values.real.float()).shape == (4, 3)
+
+
 def test_ranks_outside_its_process_set_do_not_count() -> None:
     if hvd.size() < 3:
         pytest.skip("needs a rank outside of a set of two")

@@ -35,6 +35,7 @@ SAME_MODULES = {
     "horovod.common.util": "horovod_cpp.compat.util",
     "horovod.runner.util.threads": "horovod_cpp.compat.threads",
     "horovod.runner.common.util.env": "horovod_cpp.compat.env",
+    "horovod.runner.elastic.worker": "horovod_cpp.common.elastic",
 }
 
 
@@ -158,7 +159,9 @@ def test_mpi_ops_has_all_that_is_public() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("name", ["tensorflow", "keras", "mxnet", "spark", "ray", "tensorflow.keras", "spark.run"])
+@pytest.mark.parametrize(
+    "name", ["tensorflow", "keras", "mxnet", "spark", "ray", "data", "run", "tensorflow.keras", "spark.run"]
+)
 def test_what_is_not_here_says_so(name: str) -> None:
     with pytest.raises(ImportError, match=rf"horovod\.{name.split('.')[0]} is not part of horovod_cpp: ") as caught:
         importlib.import_module(f"horovod.{name}")
@@ -167,6 +170,22 @@ def test_what_is_not_here_says_so(name: str) -> None:
     with pytest.raises(ImportError, match="is not part of horovod_cpp"):
         exec(f"from horovod import {top}")
     assert not hasattr(importlib.import_module("horovod"), top)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("statement", ["from horovod.runner import run", "import horovod.runner.launch"])
+def test_starting_ranks_from_python_says_what_does(statement: str) -> None:
+    with pytest.raises(ImportError, match=r"ranks cannot be started from Python; start the ranks with hvdrun, mpirun"):
+        exec(statement)
+
+
+@pytest.mark.usefixtures("installed")
+def test_names_stand_where_horovod_has_them() -> None:
+    functions = importlib.import_module("horovod.torch.functions")
+    for name in ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"):
+        assert getattr(functions, name) is getattr(ours, name)
+    worker = importlib.import_module("horovod.runner.elastic.worker")
+    assert worker.HostUpdateResult is importlib.import_module("horovod_cpp.torch.elastic").HostUpdateResult
 
 
 @pytest.mark.usefixtures("installed")
@@ -231,7 +250,7 @@ def test_a_horovod_that_is_only_installed_is_shadowed(another_horovod: Path) -> 
         print(horovod.__version__)
         try:
             import horovod.data
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             print(error.name)
         """,
         PYTHONPATH=f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{another_horovod}",

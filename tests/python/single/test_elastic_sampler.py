@@ -194,3 +194,23 @@ def test_a_data_loader_takes_it(place: Place) -> None:
     sampler.record_batch(0, 2)
     sampler.reset()
     assert [batch.tolist() for batch in loader] == [[5, 7], [9]]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processed_num_may_be_assigned(place: Place, shuffle: bool) -> None:
+    for rank, sampler in enumerate(samplers(place, 2, 10, shuffle=shuffle)):
+        place(rank, 2)
+        order = torch.tensor(sampler.remaining_indices)
+        assert sampler.indices == list(sampler) == order[rank::2].tolist()
+        sampler.processed_num = 4
+        assert sampler.processed_num == 4
+        assert sampler.remaining_indices == order[4:].tolist()
+        assert sampler.indices == list(sampler) == order[4 + rank :: 2].tolist()
+        sampler.record_batch(0, 1)
+        sampler.reset()
+        assert sampler.state_dict() == {"epoch": 0, "processed_num": 6}
+        sampler.processed_num = 0
+        assert sampler.remaining_indices == order.tolist()
+        for count in (-1, 11):
+            with pytest.raises(ValueError, match=rf"processed_num={count}: the data set has 10 indices"):
+                sampler.processed_num = count

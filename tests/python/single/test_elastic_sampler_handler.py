@@ -272,3 +272,21 @@ def test_a_sync_that_fails_on_one_rank(ranks: Callable[[int, int], Ranks], broke
     two.restore()
     two.sync()
     assert two.left() == [4, 5, 6, 7], "from here on all is as ever"
+
+
+def test_another_sampler_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Ranks(monkeypatch, 2, 8)
+    for rank, handler in enumerate(two.handlers):
+        two.here.rank = rank
+        handler.value.record_batch(0, 2)
+        handler.save()
+        other = ElasticSampler(range(6), shuffle=False)
+        handler.set_value(other)
+        other.record_batch(0, 1)
+        handler.restore()
+        assert other.processed_num == 0 and list(other) == [rank, rank + 2, rank + 4]
+        other.record_batch(0, rank + 1)
+        handler.save()
+    two.together(SamplerStateHandler.sync)
+    for handler in two.handlers:
+        assert handler.value.remaining_indices == [2, 4, 5]

@@ -155,3 +155,59 @@ def test_handlers_of_ones_own() -> None:
         assert state.tape is tape and tape.notes == ""
     finally:
         hvd.elastic.set_handler_registry(before)
+
+
+def test_a_handler_that_horovod_would_take() -> None:
+    """Its constructor sets attributes after the base's, and saves by itself; its value may be assigned anew."""
+
+    class Tape:
+        def __init__(self, notes: str) -> None:
+            self.notes = notes
+
+    class TapeHandler(StateHandler):
+        value: Tape
+
+        def __init__(self, value: Tape) -> None:
+            super().__init__(value)
+            self.saved = value.notes
+            self.saves = 0
+
+        def save(self) -> None:
+            self.saves += 1
+            self.saved = self.value.notes
+
+        def restore(self) -> None:
+            self.value.notes = self.saved
+
+    before = hvd.elastic.get_handler_registry()
+    hvd.elastic.set_handler_registry([*before, (Tape, TapeHandler)])
+    try:
+        first, second = Tape("abc"), Tape("def")
+        state = hvd.elastic.TorchState(tape=first)
+        handler = state._handlers["tape"]
+        assert isinstance(handler, TapeHandler)
+        state.tape = second
+        assert state._handlers["tape"] is handler and handler.value is second
+        second.notes = first.notes = "lost"
+        state.restore()
+        assert (state.tape, second.notes, first.notes) == (second, "def", "lost")
+        handler.set_value(first)
+        first.notes = "lost again"
+        handler.restore()
+        assert first.notes == "lost"
+    finally:
+        hvd.elastic.set_handler_registry(before)
+
+
+def test_a_model_that_is_assigned_anew_stays_with_its_handler() -> None:
+    state = hvd.elastic.TorchState(torch.nn.Linear(3, 1))
+    handler = state._handlers["model"]
+    other = torch.nn.Linear(2, 2)
+    before = numbers(other.state_dict())
+    state.model = other
+    assert state._handlers["model"] is handler
+    step_away = torch.ones(2, 2)
+    with torch.no_grad():
+        other.weight += step_away
+    state.restore()
+    assert numbers(other.state_dict()) == before

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ import pytest
 
 import horovod_cpp.torch as hvd
 import horovod_cpp.torch.elastic  # noqa: F401 (makes it an attribute of hvd)
+from horovod_cpp.common import knobs
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "migrating.md").read_text()
@@ -138,6 +141,40 @@ def test_a_variable_that_is_not_read_is_not_in_the_table_of_knobs() -> None:
     for cells in rows_below("| variables | why |"):
         for name in re.findall(r"`(HOROVOD_[A-Z_]*[A-Z])`", cells[0]):
             assert f'"{name}"' not in knobs, name
+
+
+UNREAD = sorted(name for cells in rows_below("| variables | why |") for name in CODE.findall(cells[0]))
+
+
+def warned_of(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> list[str]:
+    """Of which of these variables `init` would warn, were they all that is set."""
+    monkeypatch.setattr(knobs, "_told", set(os.environ))
+    for name, value in variables.items():
+        knobs._told.discard(name)
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        knobs.warn_of_unread()
+    return sorted(str(one.message).partition(" has no effect: ")[0] for one in caught)
+
+
+def test_init_warns_of_what_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that the table has, and of nothing else."""
+    assert sorted(knobs._WITHOUT_EFFECT) == UNREAD
+    names = [name.replace("*", "_SOMETHING") for name in UNREAD]
+    assert warned_of(monkeypatch, dict.fromkeys(names, "1")) == sorted(names)
+
+
+def test_init_does_not_warn_of_what_is_read_or_off_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = [code(cells[0]) for cells in rows_below("| variable | here |")]
+    read += ["HOROVOD_MPI_LIBRARY", "HOROVOD_NCCL_LIBRARY", "HOROVOD_ELASTIC", "HOROVOD_RANK", "HOROVOD_SIZE"]
+    assert warned_of(monkeypatch, dict.fromkeys(read, "1")) == []
+    off = ["HOROVOD_AUTOTUNE", "HOROVOD_HIERARCHICAL_ALLREDUCE", "HOROVOD_ENABLE_XLA_OPS", "HOROVOD_TORUS_ALLREDUCE"]
+    assert warned_of(monkeypatch, dict.fromkeys(off, "0")) == []
+    assert warned_of(monkeypatch, {"HOROVOD_AUTOTUNE": "0", "HOROVOD_AUTOTUNE_LOG": "a", "HOROVOD_GPU": "0"}) == [
+        "HOROVOD_AUTOTUNE_LOG",
+        "HOROVOD_GPU",
+    ]
 
 
 # ---- the parser of this file -----------------------------------------------------------------------------------------

@@ -184,6 +184,26 @@ def test_options_that_differ_between_ranks_are_named() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_a_value_of_horovod_elastic_that_cannot_be_used_is_an_error() -> None:
+    assert_well(
+        run("""
+        os.environ["HOROVOD_ELASTIC"] = "yes"
+        try:
+            hvd.init()
+        except ValueError as error:
+            assert str(error) == "HOROVOD_ELASTIC='yes' cannot be used: it has to be 0 or 1", error
+        else:
+            raise AssertionError
+        os.environ["HOROVOD_ELASTIC"] = "1"
+        hvd.init()
+        parameter = torch.nn.Parameter(torch.ones(1))
+        assert hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active
+        os.environ["HOROVOD_ELASTIC"] = "0"
+        assert not hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active
+    """)
+    )
+
+
 def test_variables_without_effect_are_named_once() -> None:
     assert_well(
         run("""
