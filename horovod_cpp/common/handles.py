@@ -6,6 +6,7 @@ Any thread; one wait at a time for each.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from horovod_cpp.common import basics
@@ -21,24 +22,27 @@ class Waitable(Protocol):
         """Block until it is done and return its result."""
 
 
-_handles: dict[int, Waitable] = {}
+# What is called with the result of a wait, if anything.
+Afterwards = Callable[[Any], None] | None
+
+_handles: dict[int, tuple[Waitable, Afterwards]] = {}
 basics.when_a_job_starts(_handles.clear)  # what is left of a former job failed with it, and holds its tensors
 _next_handle = itertools.count()
 
 
-def register(pending: Waitable) -> int:
-    """A handle for `poll` and `synchronize`."""
+def register(pending: Waitable, afterwards: Afterwards = None) -> int:
+    """A handle for `poll` and `synchronize`; `afterwards` is called with the result by the latter."""
     handle = next(_next_handle)
-    _handles[handle] = pending
+    _handles[handle] = pending, afterwards
     return handle
 
 
 def poll(handle: int) -> bool:
     """Whether the operation is done, so that `synchronize` would not block. ValueError for an unknown handle."""
-    pending = _handles.get(handle)
-    if pending is None:
+    known = _handles.get(handle)
+    if known is None:
         raise ValueError(f"Handle {handle} was not created or has been cleared.")
-    return pending.done()
+    return known[0].done()
 
 
 def synchronize(handle: int) -> Any:
@@ -49,11 +53,15 @@ def synchronize(handle: int) -> Any:
         already, or is of a job before the last `init`.
     Raises: HorovodInternalError if the operation failed. Ctrl-C ends the wait only: the handle stays good.
     """
-    pending = _handles.pop(handle, None)
-    if pending is None:
+    known = _handles.pop(handle, None)
+    if known is None:
         return None
+    pending, afterwards = known
     try:
-        return pending.wait()
+        result = pending.wait()
     except KeyboardInterrupt:
-        _handles[handle] = pending
+        _handles[handle] = known
         raise
+    if afterwards is not None:
+        afterwards(result)
+    return result

@@ -33,6 +33,10 @@ Max = _core.MAX
 Product = _core.PRODUCT
 
 
+def _mark_changed(tensor: torch.Tensor) -> None:
+    operations.mark_changed((tensor,))
+
+
 def resolve_reduce_op(op: int | None, average: bool | None, name: str | None, kind: str = "") -> int:
     """The reduction that `op` and the old parameter `average` ask for; Average if neither is given.
 
@@ -189,8 +193,7 @@ def allreduce_async_(
     pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )
-    operations.mark_changed((tensor,))
-    return register(pending)
+    return register(pending, _mark_changed)
 
 
 def _allgather(tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite) -> torch.Tensor:
@@ -315,9 +318,7 @@ def broadcast_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a broadcast into `tensor`. Does not block. Returns: a handle for `poll` and `synchronize`."""
-    pending = operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site())
-    operations.mark_changed((tensor,))
-    return register(pending)
+    return register(operations.start_broadcast(tensor, True, root_rank, name, process_set, call_site()), _mark_changed)
 
 
 def barrier(process_set: ProcessSet = global_process_set) -> None:

@@ -155,8 +155,7 @@ def grouped_allreduce_async_(
     pending = operations.start_group(
         _core.ALLREDUCE, tensors, True, name, op, prescale_factor, postscale_factor, process_set, call_site()
     )
-    operations.mark_changed(tensors)
-    return register(pending)
+    return register(pending, operations.mark_changed)
 
 
 # ---- allgather
