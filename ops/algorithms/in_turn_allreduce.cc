@@ -50,7 +50,8 @@ Task<Status> in_turn_allreduce(CollectiveContext& context, ReduceBuffer buffer, 
     const std::span<std::byte> sum(buffer.output + begin, segments.bytes(rank, i));
     const std::byte* own = buffer.input + begin;
     for (int k = 1; k < size; ++k) {
-      const Pending next = context.receive_combine(wrap(rank + k, size), sum, own, reducer, OperandOrder::kIncomingFirst);
+      const Pending next =
+          context.receive_combine(wrap(rank + k, size), sum, own, reducer, OperandOrder::kIncomingFirst);
       HVD_CO_RETURN_IF_ERROR(co_await next);
       own = sum.data();
     }

@@ -197,9 +197,9 @@ def test_a_value_of_horovod_elastic_that_cannot_be_used_is_an_error() -> None:
         os.environ["HOROVOD_ELASTIC"] = "1"
         hvd.init()
         parameter = torch.nn.Parameter(torch.ones(1))
-        assert hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active
+        assert all(hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active.values())
         os.environ["HOROVOD_ELASTIC"] = "0"
-        assert not hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active
+        assert not any(hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))._reduction.active.values())
     """)
     )
 
