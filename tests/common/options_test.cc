@@ -84,6 +84,7 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   const Variable o("HOROVOD_FAULT", "kill@segment_send#17:rank=3");
   const Variable p("HOROVOD_TIMELINE", "/tmp/t.json");
   const Variable q("HOROVOD_TIMELINE_MARK_CYCLES", "1");
+  const Variable r("HOROVOD_PULL_FROM_BYTES", "4321");
   const Options options = read();
   EXPECT_EQ(options.fusion_threshold_bytes, 0u);
   EXPECT_EQ(options.fusion_copy_limit_bytes, 1234u);
@@ -91,6 +92,7 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   EXPECT_EQ(options.cache_capacity, 7u);
   EXPECT_EQ(options.small_limit_bytes, 99u);
   EXPECT_EQ(options.segment_bytes, 64u);
+  EXPECT_EQ(options.pull_from_bytes, 4321u);
   EXPECT_EQ(options.spin_time.count(), 0);
   EXPECT_EQ(options.stall_check_time.count(), 5);
   EXPECT_EQ(options.stall_shutdown_time.count(), 6);
@@ -160,6 +162,7 @@ TEST_F(EnvOptions, AChangedAgreedSettingShowsInTheHandshake) {
   changed.fusion_copy_limit_bytes += 1;
   changed.cache_capacity += 1;
   changed.small_limit_bytes += 1;
+  changed.pull_from_bytes += 1;
   changed.segment_bytes += 1;
   changed.dynamic_process_sets = true;
   changed.transport = "tcp";
