@@ -75,12 +75,15 @@ def test_a_name_that_is_in_flight() -> None:
         # 'a' is on its way by then, and is waited for.
         with pytest.raises(ValueError, match="'b'"):
             hvd.broadcast_parameters(tensors, 0)
+        hvd.barrier()
         hvd.synchronize(handle)
         hvd.broadcast_(tensors["c"], 0, name="c")
     else:
-        hvd.broadcast_parameters(tensors, 0)
+        hvd.broadcast_(tensors["a"], 0, name="a")
         assert tensors["a"].tolist() == [0.0, 0.0]
-    hvd.barrier()
+        hvd.barrier()  # until then 'b' stays in flight on rank 0
+        for name in ("b", "c"):
+            hvd.broadcast_(tensors[name], 0, name=name)
     all_can_be_sent_now()
 
 
@@ -91,15 +94,23 @@ def test_an_optimizers_state_of_which_one_tensor_is_in_flight() -> None:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    names = [f"broadcast_optimizer_state.{index}" for index in range(6)]
+    flats = [
+        tensor.clone().reshape(-1).view(torch.uint8)
+        for state in optimizer.state_dict()["state"].values()
+        for tensor in state.values()
+    ]
+    names = [f"broadcast_optimizer_state.{index}" for index in range(len(flats))]
     if hvd.rank() == 0:
-        handle = hvd.broadcast_async_(torch.zeros(16, dtype=torch.uint8), 0, name=names[1])
+        handle = hvd.broadcast_async_(flats[1], 0, name=names[1])
         with pytest.raises(ValueError, match=r"'broadcast_optimizer_state\.1'"):
             hvd.broadcast_optimizer_state(optimizer, 0)
+        hvd.barrier()
         hvd.synchronize(handle)
-        flats = [tensor for state in optimizer.state_dict()["state"].values() for tensor in state.values()]
-        for name, flat in zip(names[2:], flats[2:], strict=True):
-            hvd.broadcast_(flat.reshape(-1).view(torch.uint8), 0, name=name)
-    else:
-        hvd.broadcast_optimizer_state(optimizer, 0)
+    else:  # what broadcast_optimizer_state does, in steps
+        hvd.broadcast_object(None, 0, "broadcast_optimizer_state")
+        hvd.broadcast_(flats[0], 0, name=names[0])
+        hvd.barrier()  # until then the second one stays in flight on rank 0
+        hvd.broadcast_(flats[1], 0, name=names[1])
+    for name, flat in zip(names[2:], flats[2:], strict=True):
+        hvd.broadcast_(flat, 0, name=name)
     hvd.broadcast_optimizer_state(optimizer, 0)
