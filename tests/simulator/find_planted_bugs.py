@@ -69,7 +69,7 @@ def main() -> None:
         sys.exit(f"the simulator fails without a planted bug:\n{report}")
     missed = []
     for patch in patches:
-        applied = run("patch", "-p1", "--no-backup-if-mismatch", "-i", patch, cwd=TREE)
+        applied = run("patch", "-p1", "-F0", "--no-backup-if-mismatch", "-i", patch, cwd=TREE)
         if applied.returncode != 0:
             sys.exit(f"{patch.name} does not apply any more:\n{applied.stdout}{applied.stderr}")
         build()
