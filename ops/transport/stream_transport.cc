@@ -290,10 +290,11 @@ bool StreamTransport::pull(Peer& peer) {
     const Pull current = peer.pulls.front();
     const std::size_t left = current.transfer->bytes - current.transfer->delivered();
     const bool combines = current.transfer->arrival.combine != nullptr;
-    const std::size_t bytes = std::min({left, budget, combines ? kPullPiece : left});
+    // Whole elements are combined; what the budget has left may end within one.
+    const std::size_t bytes = std::min(left, combines ? kPullPiece : budget);
     switch (pull_piece(peer, current, bytes)) {
       case Pulled::kAll:
-        budget -= bytes;
+        budget -= std::min(budget, bytes);
         if (bytes < left) continue;
         peer.pulls.pop_front();
         queue_control(peer, FrameKind::kTaken, current.transfer->key, 0);

@@ -238,6 +238,24 @@ TEST_F(StreamTransportTest, WhatIsOfferedIsPulledToItsPlaceWheneverTheReceiveIsP
   }
 }
 
+TEST_F(StreamTransportTest, PulledElementsAreCombinedWholeWhateverWasPulledBefore) {
+  pull_from(1);
+  wire_.memory = pattern(600'000, 8);
+  Bytes odd(100'001);
+  Bytes place(400'000, std::byte{0});
+  const Reducer reducer = find_reducer(DataType::kInt32, ReduceOp::kSum).value();
+  const TransferRef first = end_.receive(1, {1, 2, 0}, odd);
+  const TransferRef second =
+      end_.receive(1, {1, 3, 0}, place.size(), {place.data(), place.data(), reducer.combine, 4, false});
+  peer_offers({1, 2, 0}, 0, odd.size());
+  peer_offers({1, 3, 0}, 0, place.size());
+  let_all_arrive();
+  while (end_.transport->progress()) {
+  }
+  ASSERT_TRUE(first->done() && second->done());
+  EXPECT_TRUE(std::equal(place.begin(), place.end(), wire_.memory.begin()));
+}
+
 TEST_F(StreamTransportTest, WhatCannotBeReadFromHereComesByTheStream) {
   pull_from(1);
   wire_.memory = pattern(600'000, 2);
