@@ -2,7 +2,6 @@
 // buckets. Threads as in reduction_state.h.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -236,8 +235,7 @@ void GradientReduction::State::finish(Gradient& gradient) const {
   }
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
-  at::Tensor sent = std::exchange(gradient.sent, {});
-  if (reduced.is_complex()) sent = at::view_as_complex(sent);
+  const at::Tensor sent = std::exchange(gradient.sent, {});
   reset_one(gradient);
   if (sent.data_ptr() == reduced.data_ptr()) {
     gradient.parameter.mutable_grad() = reduced;

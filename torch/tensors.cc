@@ -3,8 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/view_as_complex.h>
-#include <ATen/ops/view_as_real.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
@@ -14,28 +12,34 @@
 namespace hvd::torch::detail {
 namespace {
 
-std::optional<DataType> data_type(at::ScalarType type) {
+std::optional<std::int32_t> dtype_of(at::ScalarType type) {
   switch (type) {
     case at::ScalarType::Byte:
-      return DataType::kUint8;
+      return HVD_UINT8;
     case at::ScalarType::Char:
-      return DataType::kInt8;
+      return HVD_INT8;
     case at::ScalarType::Short:
-      return DataType::kInt16;
+      return HVD_INT16;
     case at::ScalarType::Int:
-      return DataType::kInt32;
+      return HVD_INT32;
     case at::ScalarType::Long:
-      return DataType::kInt64;
+      return HVD_INT64;
     case at::ScalarType::Half:
-      return DataType::kFloat16;
+      return HVD_FLOAT16;
     case at::ScalarType::BFloat16:
-      return DataType::kBfloat16;
+      return HVD_BFLOAT16;
     case at::ScalarType::Float:
-      return DataType::kFloat32;
+      return HVD_FLOAT32;
     case at::ScalarType::Double:
-      return DataType::kFloat64;
+      return HVD_FLOAT64;
     case at::ScalarType::Bool:
-      return DataType::kBool;
+      return HVD_BOOL;
+    case at::ScalarType::ComplexHalf:
+      return HVD_COMPLEX32;
+    case at::ScalarType::ComplexFloat:
+      return HVD_COMPLEX64;
+    case at::ScalarType::ComplexDouble:
+      return HVD_COMPLEX128;
     default:
       return std::nullopt;
   }
@@ -43,14 +47,6 @@ std::optional<DataType> data_type(at::ScalarType type) {
 
 std::string text_of(const Submission& submission) {
   return hvd::detail::operation_text(submission.kind, submission.name);
-}
-
-// A complex tensor as a real one with a last dimension of 2; a conjugated view is copied.
-at::Tensor pairs(const at::Tensor& tensor, const Submission& submission) {
-  if (submission.reduce_op != ReduceOp::kSum && submission.reduce_op != ReduceOp::kAverage) {
-    refuse(submission, "complex numbers can be summed and averaged only");
-  }
-  return at::view_as_real(tensor.detach().resolve_conj());
 }
 
 // The cudaStream_t that the thread computes on. Streams of LibTorch before 2.13 do not tell.
@@ -74,7 +70,7 @@ hvd_tensor described(const at::Tensor& tensor) {
   return {tensor.data_ptr(),
           tensor.sizes().data(),
           static_cast<std::int32_t>(tensor.dim()),
-          static_cast<std::int32_t>(*data_type(tensor.scalar_type())),
+          *dtype_of(tensor.scalar_type()),
           tensor.is_cuda() ? HVD_CUDA : HVD_HOST,
           tensor.is_cuda() ? tensor.device().index() : 0,
           nullptr};
@@ -128,23 +124,20 @@ void refuse(const Submission& submission, const std::string& reason) {
 
 at::Tensor plain(const at::Tensor& tensor, const Submission& submission) {
   if (!tensor.defined()) refuse(submission, "the tensor is undefined");
-  const bool is_dense = tensor.layout() == at::kStrided;
-  if (tensor.is_complex() && is_dense) return plain(pairs(tensor, submission), submission);
-  const bool travels = data_type(tensor.scalar_type()) && is_dense;
+  const bool travels = dtype_of(tensor.scalar_type()) && tensor.layout() == at::kStrided;
   if (!travels || !(tensor.is_cpu() || tensor.is_cuda())) {
     refuse(submission, "a tensor of type " + tensor.toString() +
                            " cannot travel; dense CPU and CUDA tensors can, of numbers of up to 64 bits and of complex "
                            "ones made of these");
   }
-  const at::Tensor data = tensor.detach();
+  const bool can_be_added = submission.reduce_op == ReduceOp::kSum || submission.reduce_op == ReduceOp::kAverage;
+  if (tensor.is_complex() && !can_be_added) refuse(submission, "complex numbers can be summed and averaged only");
+  const at::Tensor data = tensor.is_conj() ? tensor.detach().resolve_conj() : tensor.detach();
   return data.is_contiguous() && !data.is_neg() ? data : data.clone(at::MemoryFormat::Contiguous);
 }
 
 Place place(const at::Tensor& tensor, const Submission& submission, Output output) {
-  Place made{.source = plain(tensor, submission), .target = {}, .in_place = {}, .pairs = tensor.is_complex()};
-  if (made.pairs && tensor.dim() == 0 && output == Output::kMadeByLibrary) {
-    refuse(submission, "a single number has no rows");  // the library would take the pair for two
-  }
+  Place made{.source = plain(tensor, submission), .target = {}, .in_place = {}};
   const bool copied = tensor.data_ptr() != made.source.data_ptr();
   if (output == Output::kInPlace) made.in_place = tensor;
   if (output != Output::kMadeByLibrary) {
@@ -156,7 +149,6 @@ Place place(const at::Tensor& tensor, const Submission& submission, Output outpu
 at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index) {
   at::Tensor output =
       place.target.defined() ? place.target : adopted(operation->output(index), operation, place.source);
-  if (place.pairs) output = at::view_as_complex(output);
   if (!place.in_place.defined()) return output;
   if (place.in_place.data_ptr() != output.data_ptr()) place.in_place.detach().copy_(output);
   return place.in_place;

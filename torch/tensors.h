@@ -39,8 +39,8 @@ Submission submission(hvd_op op, const char* kind, const CollectiveOptions& opti
 /// Throws InvalidArgument.
 [[noreturn]] void refuse(const Submission& submission, const std::string& reason);
 
-/// Contiguous memory that the library may use: the tensor itself or a copy; of complex numbers pairs of real ones, in a
-/// last dimension. Throws InvalidArgument for what cannot travel.
+/// Contiguous memory that the library may use: the tensor itself or a copy. Throws InvalidArgument for what cannot
+/// travel.
 at::Tensor plain(const at::Tensor& tensor, const Submission& submission);
 
 enum class Output : std::uint8_t { kInPlace, kNew, kMadeByLibrary };

@@ -35,6 +35,8 @@ _DTYPES = {
     "f4": _core.FLOAT32,
     "f8": _core.FLOAT64,
     "b1": _core.BOOL,
+    "c8": _core.COMPLEX64,
+    "c16": _core.COMPLEX128,
 }
 _TYPESTRS = {dtype: ("|" if kind[1] == "1" else _NATIVE) + kind for kind, dtype in _DTYPES.items()}
 

@@ -242,6 +242,9 @@ void bind_numbers(py::module_& module) {
   module.attr("FLOAT64") = static_cast<int>(HVD_FLOAT64);
   module.attr("BOOL") = static_cast<int>(HVD_BOOL);
   module.attr("BFLOAT16") = static_cast<int>(HVD_BFLOAT16);
+  module.attr("COMPLEX32") = static_cast<int>(HVD_COMPLEX32);
+  module.attr("COMPLEX64") = static_cast<int>(HVD_COMPLEX64);
+  module.attr("COMPLEX128") = static_cast<int>(HVD_COMPLEX128);
   module.attr("BUCKET_BYTES") = kBucketBytes;
   module.attr("FIRST_BUCKET_BYTES") = kFirstBucketBytes;
   module.attr("BUCKET_ALIGNMENT_BYTES") = kBucketAlignmentBytes;

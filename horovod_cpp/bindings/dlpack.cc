@@ -19,11 +19,12 @@ struct KnownType {
   int dtype;
   DlDataType type;
 };
-constexpr KnownType kKnownTypes[] = {{HVD_UINT8, {kDlUint, 8, 1}},     {HVD_INT8, {kDlInt, 8, 1}},
-                                     {HVD_INT16, {kDlInt, 16, 1}},     {HVD_INT32, {kDlInt, 32, 1}},
-                                     {HVD_INT64, {kDlInt, 64, 1}},     {HVD_FLOAT16, {kDlFloat, 16, 1}},
-                                     {HVD_FLOAT32, {kDlFloat, 32, 1}}, {HVD_FLOAT64, {kDlFloat, 64, 1}},
-                                     {HVD_BOOL, {kDlBool, 8, 1}},      {HVD_BFLOAT16, {kDlBfloat, 16, 1}}};
+constexpr KnownType kKnownTypes[] = {
+    {HVD_UINT8, {kDlUint, 8, 1}},          {HVD_INT8, {kDlInt, 8, 1}},           {HVD_INT16, {kDlInt, 16, 1}},
+    {HVD_INT32, {kDlInt, 32, 1}},          {HVD_INT64, {kDlInt, 64, 1}},         {HVD_FLOAT16, {kDlFloat, 16, 1}},
+    {HVD_FLOAT32, {kDlFloat, 32, 1}},      {HVD_FLOAT64, {kDlFloat, 64, 1}},     {HVD_BOOL, {kDlBool, 8, 1}},
+    {HVD_BFLOAT16, {kDlBfloat, 16, 1}},    {HVD_COMPLEX32, {kDlComplex, 32, 1}}, {HVD_COMPLEX64, {kDlComplex, 64, 1}},
+    {HVD_COMPLEX128, {kDlComplex, 128, 1}}};
 
 DlDataType dl_data_type(int dtype) {
   for (const KnownType& known : kKnownTypes) {
@@ -80,6 +81,7 @@ std::optional<PlainTensor> PlainTensorReader::read(py::handle tensor) const {
       return std::nullopt;
     }
     const std::optional<int> dtype = hvd_dtype_of(lent.dtype);
+    if (lent.dtype.code == kDlComplex) return std::nullopt;  // it may be meant conjugated, which DLPack does not tell
     if (lent.device.type != kDlCpu || !dtype || !is_dense(lent)) return std::nullopt;
     return PlainTensor{static_cast<std::byte*>(lent.data) + lent.byte_offset, lent.shape, lent.dimensions, *dtype};
   }

@@ -315,8 +315,10 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
     }
     hvd_output filled{};
     if (given || made) {
-      const std::span<const std::int64_t> shape =
+      std::span<const std::int64_t> shape =
           given ? handle->outputs.shape(place) : std::span<const std::int64_t>(result.tensors[place].shape);
+      const std::vector<bool>& is_complex = handle->outputs.is_complex;
+      if (place < is_complex.size() && is_complex[place]) shape = shape.first(shape.size() - 1);  // without the parts
       filled.dimensions = static_cast<int32_t>(shape.size());
       filled.shape = shape.data();
       filled.data = given ? handle->outputs.tensors[place].data : result.tensors[place].memory.get();

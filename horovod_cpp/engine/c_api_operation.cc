@@ -10,10 +10,22 @@
 namespace hvd::c_api {
 namespace {
 
+bool is_complex(const hvd_tensor& tensor) { return (tensor.dtype & HVD_COMPLEX) != 0; }
+// That of the parts of complex numbers.
+DataType dtype_of(const hvd_tensor& tensor) { return static_cast<DataType>(tensor.dtype & ~HVD_COMPLEX); }
+
+bool can_be_dtype(std::int32_t number) {
+  if ((number & HVD_COMPLEX) == 0) return number >= 0 && number <= 0x7f;  // it has a byte in messages
+  return number == HVD_COMPLEX32 || number == HVD_COMPLEX64 || number == HVD_COMPLEX128;
+}
+
 Status check_tensor(const hvd_tensor& tensor, const char* what) {
   if (tensor.dimensions < 0 || tensor.dimensions > 64 || (tensor.dimensions > 0 && tensor.shape == nullptr)) {
     return Status::invalid_argument(
         fmt::format("{} has {} dimensions without a usable shape", what, tensor.dimensions));
+  }
+  if (!can_be_dtype(tensor.dtype)) {
+    return Status::invalid_argument(fmt::format("data type number {} is not known", tensor.dtype));
   }
   if (tensor.memory_kind != HVD_HOST && tensor.memory_kind != HVD_CUDA) {
     return Status::invalid_argument(fmt::format(
@@ -42,6 +54,13 @@ Status check_places(std::span<const hvd_tensor> inputs, std::span<const hvd_tens
 
 std::span<const std::int64_t> shape_of(const hvd_tensor& tensor) {
   return {tensor.shape, static_cast<std::size_t>(tensor.dimensions)};
+}
+
+// As the engine sees it: the two parts of complex numbers are a dimension, the last.
+void assign_shape(Shape& shape, const hvd_tensor& tensor) {
+  const std::span<const std::int64_t> sizes = shape_of(tensor);
+  shape.assign(sizes.begin(), sizes.end());
+  if (is_complex(tensor)) shape.push_back(2);
 }
 
 bool has_tensors(OpKind op) { return op != OpKind::kBarrier && op != OpKind::kJoin; }
@@ -95,17 +114,21 @@ Status read_attributes(const hvd_operation& operation, Request& request) {
   for (const hvd_tensor& input : inputs) HVD_RETURN_IF_ERROR(check_tensor(input, "the input"));
   HVD_RETURN_IF_ERROR(check_places(inputs, outputs_of(operation, op)));
   if (inputs.front().memory_kind == HVD_CUDA) request.memory = MemoryKind::kDevice;
-  request.dtype = static_cast<DataType>(inputs.front().dtype);
-  const std::span<const std::int64_t> shape = shape_of(inputs.front());
-  request.shape.assign(shape.begin(), shape.end());
+  request.dtype = dtype_of(inputs.front());
+  request.is_complex = is_complex(inputs.front());
+  assign_shape(request.shape, inputs.front());
   for (const hvd_tensor& input : inputs.subspan(1)) {
-    const std::span<const std::int64_t> other = shape_of(input);
-    request.more.push_back({static_cast<DataType>(input.dtype), {other.begin(), other.end()}});
+    TensorType& type = request.more.emplace_back(dtype_of(input), Shape(), kCOrder, is_complex(input));
+    assign_shape(type.shape, input);
   }
   if (has_reduction(op)) {
     request.reduce_op = static_cast<ReduceOp>(operation.reduce_op);
     request.prescale = operation.prescale;
     request.postscale = operation.postscale;
+    const bool adds = request.reduce_op == ReduceOp::kSum || request.reduce_op == ReduceOp::kAverage;
+    if (!adds && std::any_of(inputs.begin(), inputs.end(), is_complex)) {
+      return Status::invalid_argument("complex numbers can be summed and averaged only");
+    }
   }
   if (op == OpKind::kBroadcast) request.root_rank = operation.root_rank;
   if (op == OpKind::kAlltoall && operation.splits != nullptr) {
@@ -134,8 +157,14 @@ Status check_memory(const Request& request, const hvd_operation& operation) {
 
 Result<MemoryOrder> order_of(const hvd_tensor& tensor) {
   if (tensor.strides == nullptr) return kCOrder;
-  const auto dimensions = static_cast<std::size_t>(tensor.dimensions);
-  return memory_order({tensor.shape, dimensions}, {tensor.strides, dimensions});
+  const std::span<const std::int64_t> strides(tensor.strides, static_cast<std::size_t>(tensor.dimensions));
+  if (!is_complex(tensor)) return memory_order(shape_of(tensor), strides);
+  Shape shape;
+  assign_shape(shape, tensor);
+  Shape of_parts(strides.begin(), strides.end());
+  for (std::int64_t& stride : of_parts) stride *= 2;
+  of_parts.push_back(1);
+  return memory_order(shape, of_parts);
 }
 
 // Once shapes have been checked.
@@ -180,6 +209,10 @@ void take_memory(const hvd_operation& operation, TensorEntry& entry, CallerOutpu
   }
   std::size_t i = 0;
   for_each_tensor(entry.request, [&](DataType dtype, const Shape& shape) {
+    if (is_complex(inputs[i])) {
+      to_fill.is_complex.resize(inputs.size());
+      to_fill.is_complex[i] = true;
+    }
     TensorEntry::Memory memory{static_cast<const std::byte*>(inputs[i].data), nullptr};
     if (!outputs.empty()) {
       memory.output = static_cast<std::byte*>(outputs[i].data);

@@ -14,7 +14,7 @@
 
 namespace hvd::c_api {
 
-/// Memory that the caller gave for outputs, of one operation.
+/// What the caller knows of the outputs of one operation: memory that it gave for them, and which are complex.
 struct CallerOutputs {
   struct Tensor {
     std::byte* data = nullptr;
@@ -24,6 +24,7 @@ struct CallerOutputs {
   };
   std::vector<Tensor> tensors;
   std::vector<std::int64_t> dimensions;  ///< of all tensors
+  std::vector<bool> is_complex;          ///< of each output, also of those made by the engine; empty: none is
 
   std::span<const std::int64_t> shape(std::size_t index) const {
     return std::span(dimensions).subspan(tensors[index].first_dimension, tensors[index].dimension_count);
@@ -32,6 +33,7 @@ struct CallerOutputs {
   void clear() {
     tensors.clear();
     dimensions.clear();
+    is_complex.clear();
   }
 };
 

@@ -177,6 +177,7 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
     agreed.shape = entry.shape;
     agreed.more = entry.more;
     agreed.order = entry.order;
+    agreed.is_complex = entry.is_complex;
     cache_.remember({entry.cache_id, std::move(agreed), entry});
   }
   return true;

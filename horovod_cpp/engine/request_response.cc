@@ -33,10 +33,25 @@ OperationKey get_key(WireReader& in) {
   return key;
 }
 
+// A data type is one byte, of which the highest bit says that pairs of numbers are complex ones.
+constexpr std::uint8_t kComplexBit = 0x80;
+constexpr std::uint8_t kAsCacheId = 0x01;
+
+void put_dtype(WireWriter& out, DataType dtype, bool is_complex) {
+  const auto number = static_cast<std::uint8_t>(dtype);
+  out.fixed(static_cast<std::uint8_t>(is_complex ? number | kComplexBit : number));
+}
+
+DataType get_dtype(WireReader& in, bool& is_complex) {
+  const auto byte = in.fixed<std::uint8_t>();
+  is_complex = (byte & kComplexBit) != 0;
+  return static_cast<DataType>(byte & ~kComplexBit);
+}
+
 void put(WireWriter& out, const std::vector<TensorType>& tensors) {
   out.varint(tensors.size());
   for (const TensorType& tensor : tensors) {
-    out.fixed(tensor.dtype);
+    put_dtype(out, tensor.dtype, tensor.is_complex);
     out.integers(tensor.shape);
     out.varint(tensor.order);
   }
@@ -45,7 +60,7 @@ void put(WireWriter& out, const std::vector<TensorType>& tensors) {
 std::vector<TensorType> get_tensors(WireReader& in) {
   std::vector<TensorType> tensors(in.count(3));
   for (TensorType& tensor : tensors) {
-    tensor.dtype = in.fixed<DataType>();
+    tensor.dtype = get_dtype(in, tensor.is_complex);
     tensor.shape = in.integers();
     tensor.order = in.varint();
   }
@@ -54,7 +69,7 @@ std::vector<TensorType> get_tensors(WireReader& in) {
 
 void put(WireWriter& out, const Request& request) {
   put(out, request.key);
-  out.fixed(request.dtype);
+  put_dtype(out, request.dtype, request.is_complex);
   out.fixed(request.reduce_op);
   out.fixed(request.prescale);
   out.fixed(request.postscale);
@@ -71,7 +86,7 @@ void put(WireWriter& out, const Request& request) {
 Request get_request(WireReader& in) {
   Request request;
   request.key = get_key(in);
-  request.dtype = in.fixed<DataType>();
+  request.dtype = get_dtype(in, request.is_complex);
   request.reduce_op = in.fixed<ReduceOp>();
   request.prescale = in.fixed<double>();
   request.postscale = in.fixed<double>();
@@ -87,7 +102,7 @@ Request get_request(WireReader& in) {
 }
 
 void put(WireWriter& out, const ResponseEntry& entry, bool as_cache_id) {
-  out.fixed(static_cast<std::uint8_t>(as_cache_id ? 1 : 0));
+  out.fixed(static_cast<std::uint8_t>((as_cache_id ? kAsCacheId : 0) | (entry.is_complex ? kComplexBit : 0)));
   out.varint(entry.cache_id);
   if (as_cache_id) return;
   out.text(entry.name);
@@ -99,7 +114,9 @@ void put(WireWriter& out, const ResponseEntry& entry, bool as_cache_id) {
 
 ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
   ResponseEntry entry;
-  as_cache_id = in.fixed<std::uint8_t>() != 0;
+  const auto bits = in.fixed<std::uint8_t>();
+  as_cache_id = (bits & kAsCacheId) != 0;
+  entry.is_complex = (bits & kComplexBit) != 0;
   entry.cache_id = in.number<CacheId>();
   if (as_cache_id) return entry;
   entry.name = in.text();
@@ -229,7 +246,8 @@ std::size_t bytes_of(DataType dtype, const Shape& shape) {
 }
 
 TensorType type_of(const Request& request, std::size_t index) {
-  return index == 0 ? TensorType{request.dtype, request.shape, request.order} : request.more[index - 1];
+  if (index > 0) return request.more[index - 1];
+  return {request.dtype, request.shape, request.order, request.is_complex};
 }
 
 std::vector<TensorType> tensors_of(const Request& request) {

@@ -50,6 +50,7 @@ struct TensorType {
   DataType dtype = DataType::kUint8;
   Shape shape;
   MemoryOrder order = kCOrder;  ///< as in Request and ResponseEntry
+  bool is_complex = false;      ///< as in Request
   bool operator==(const TensorType&) const = default;
 };
 
@@ -62,6 +63,7 @@ struct Request {
   std::int32_t root_rank = 0;        ///< broadcast: global rank
   Shape shape;                       ///< process set operations: the ranks of the set
   MemoryOrder order = kCOrder;       ///< in which the tensor lies in this rank's memory
+  bool is_complex = false;           ///< the last dimension has the real and the imaginary parts of complex numbers
   std::vector<TensorType> more;      ///< a group: the tensors after the first
   std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank, like:
   bool has_splits = false;           ///< otherwise equal shares
@@ -93,6 +95,7 @@ struct ResponseEntry {
   CacheId cache_id = 0;
   std::vector<TensorType> more;  ///< a group: the tensors after the first, as `shape`
   MemoryOrder order = kCOrder;   ///< in which the call takes the tensor: that of all ranks, C order where they differ
+  bool is_complex = false;       ///< as in Request
 };
 
 struct Response {

@@ -12,7 +12,7 @@ import torch
 
 from horovod_cpp import _core
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch.pending import AnyPending
+from horovod_cpp.torch.pending import Pending
 
 FIRST_BUCKET_BYTES = _core.FIRST_BUCKET_BYTES
 BUCKET_BYTES = _core.BUCKET_BYTES
@@ -62,7 +62,7 @@ class Bucket:
         self.process_set = process_set
         self.takes_sparse = takes_sparse  # whether sparse gradients are made dense
         self.ready = 0  # how many gradients are in their places
-        self.pending: AnyPending | None = None
+        self.pending: Pending | None = None
         self.context: Any = None  # what the compressor wants back
         self._allocate()
 

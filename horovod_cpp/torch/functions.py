@@ -15,7 +15,7 @@ from horovod_cpp.common.process_sets import ProcessSet, global_process_set, oper
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.objects import allgather_object as allgather_object  # where Horovod has it
 from horovod_cpp.torch.objects import broadcast_object as broadcast_object
-from horovod_cpp.torch.pending import AnyPending, wait_all
+from horovod_cpp.torch.pending import Pending, wait_all
 
 
 def broadcast_parameters(
@@ -38,7 +38,7 @@ def _broadcast_all(
     """Broadcast all, wait for all, and raise the first error, if there is one."""
     for name, tensor in entries:
         operations.check_broadcast(tensor, name)
-    started: list[AnyPending] = []
+    started: list[Pending] = []
     try:
         for name, tensor in entries:
             started.append(operations.start_broadcast(tensor, True, root_rank, name, process_set, site))

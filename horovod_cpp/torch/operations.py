@@ -21,12 +21,10 @@ from horovod_cpp.common.call_site import CallSite
 from horovod_cpp.common.process_sets import ProcessSet, not_registered, refusal
 from horovod_cpp.torch.mistakes import OPERATION_NAMES, explained, label, unknown_reduction
 from horovod_cpp.torch.pending import (
-    AnyPending,
     GroupPlace,
     Operation,
     Pending,
     PendingAlltoall,
-    PendingComplex,
     PendingGroup,
 )
 from horovod_cpp.torch.streams import ON_HOST, Place, device_of, place_of
@@ -47,8 +45,12 @@ _DTYPES = {
     torch.float64: _core.FLOAT64,
     torch.bool: _core.BOOL,
     torch.bfloat16: _core.BFLOAT16,
+    torch.complex32: _core.COMPLEX32,
+    torch.complex64: _core.COMPLEX64,
+    torch.complex128: _core.COMPLEX128,
 }
-_MOST_ORDERED_DIMENSIONS = 16  # of more than one element, which the library takes in another order than C order
+# Of more than one element, which the library takes in another order than C order; the parts of complex numbers are one.
+_MOST_ORDERED_DIMENSIONS = 16
 _LAST_REDUCTION = _core.PRODUCT
 
 _CONJUGATED = "a conjugated view cannot be the output; call resolve_conj() first"
@@ -72,13 +74,6 @@ def _count_each(tensors: Sequence[torch.Tensor]) -> None:
 
 # Autograd finds out with it if backward needs what was there before. Of what this is not called for, nobody will ask.
 mark_changed = _version_counter()
-
-
-def _pairs(op: int, tensor: torch.Tensor, in_place: bool, name: str | None) -> torch.Tensor:
-    """A complex tensor as a real one, with a last dimension of 2; the same memory if `in_place`."""
-    if in_place and tensor.is_conj():
-        raise ValueError(f"{label(op, name)}: {_CONJUGATED}")
-    return torch.view_as_real(tensor.detach().resolve_conj())
 
 
 def _start_plain(
@@ -124,7 +119,7 @@ def start_allreduce(
     process_set: ProcessSet,
     site: CallSite,
     caller_waits: bool = False,
-) -> AnyPending:
+) -> Pending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
     try:
         if not 0 <= reduce_op <= _LAST_REDUCTION:
@@ -135,14 +130,7 @@ def start_allreduce(
         )  # fmt: skip
         if pending is not None:
             return pending
-        if tensor.is_complex():
-            _require_sum(reduce_op, name, _core.ALLREDUCE)
-            pairs = _pairs(_core.ALLREDUCE, tensor, in_place, name)
-            as_pairs = start_allreduce(
-                pairs, in_place, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
-            )
-            assert isinstance(as_pairs, Pending)
-            return PendingComplex(as_pairs, tensor if in_place else None)
+        _require_can_add(_core.ALLREDUCE, tensor, reduce_op, name)
         dtype = require_supported(_core.ALLREDUCE, tensor, name)
         source, target, copy_to, strides = _place(_core.ALLREDUCE, tensor, in_place, name)
         place = place_of(source)
@@ -164,14 +152,9 @@ def start_allreduce(
 
 def start_allgather(
     tensor: torch.Tensor, name: str | None, process_set: ProcessSet, site: CallSite, caller_waits: bool = False
-) -> AnyPending:
+) -> Pending:
     """Start a concatenation along dimension 0; the library makes the output. Does not block."""
     try:
-        if tensor.is_complex() and tensor.dim() > 0:
-            pairs = _pairs(_core.ALLGATHER, tensor, False, name)
-            pending = start_allgather(pairs, name, process_set, site, caller_waits)
-            assert isinstance(pending, Pending)
-            return PendingComplex(pending, None)
         dtype = require_supported(_core.ALLGATHER, tensor, name)
         source = _plain(tensor)
         place = place_of(source)
@@ -189,7 +172,7 @@ def start_broadcast(
     process_set: ProcessSet,
     site: CallSite,
     caller_waits: bool = False,
-) -> AnyPending:
+) -> Pending:
     """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
     try:
         pending = _start_plain(
@@ -197,11 +180,6 @@ def start_broadcast(
         )
         if pending is not None:
             return pending
-        if tensor.is_complex():
-            pairs = _pairs(_core.BROADCAST, tensor, in_place, name)
-            as_pairs = start_broadcast(pairs, in_place, root_rank, name, process_set, site, caller_waits)
-            assert isinstance(as_pairs, Pending)
-            return PendingComplex(as_pairs, tensor if in_place else None)
         dtype = require_supported(_core.BROADCAST, tensor, name)
         source, target, copy_to, strides = _place(_core.BROADCAST, tensor, in_place, name)
         place = place_of(source)
@@ -222,7 +200,7 @@ def check_broadcast(tensor: torch.Tensor, name: str | None) -> None:
         raise ValueError(f"{label(_core.BROADCAST, name)}: {_CONJUGATED}")
     if _shares_elements(tensor):
         raise ValueError(f"{label(_core.BROADCAST, name)}: {_EXPANDED}")
-    require_supported(_core.BROADCAST, torch.view_as_real(tensor) if tensor.is_complex() else tensor, name)
+    require_supported(_core.BROADCAST, tensor, name)
 
 
 def start_group(
@@ -280,16 +258,12 @@ def start_group(
 
 
 def _group_place(op: int, tensor: torch.Tensor, in_place: bool, name: str | None, reduce_op: int) -> GroupPlace:
-    complex_output: torch.Tensor | bool = False
-    if tensor.is_complex() and (op == _core.ALLREDUCE or tensor.dim() > 0):
-        _require_sum(reduce_op, name, op)
-        complex_output = tensor if in_place else True
-        tensor = _pairs(op, tensor, in_place, name)
+    _require_can_add(op, tensor, reduce_op, name)
     dtype = require_supported(op, tensor, name)
     if op == _core.ALLREDUCE:
         source, target, copy_to, strides = _place(op, tensor, in_place, name)
-        return GroupPlace(dtype, source, target, copy_to, complex_output, strides)
-    return GroupPlace(dtype, _plain(tensor), None, None, complex_output, None)
+        return GroupPlace(dtype, source, target, copy_to, strides)
+    return GroupPlace(dtype, _plain(tensor), None, None, None)
 
 
 def start_reducescatter(
@@ -301,19 +275,12 @@ def start_reducescatter(
     process_set: ProcessSet,
     site: CallSite,
     caller_waits: bool = False,
-) -> AnyPending:
+) -> Pending:
     """Start a reduction of which each rank gets its rows; the library makes the output. Does not block."""
     try:
         if not 0 <= reduce_op <= _LAST_REDUCTION:
             raise unknown_reduction(label(_core.REDUCESCATTER, name), reduce_op)
-        if tensor.is_complex() and tensor.dim() > 0:
-            _require_sum(reduce_op, name, _core.REDUCESCATTER)
-            pairs = _pairs(_core.REDUCESCATTER, tensor, False, name)
-            pending = start_reducescatter(
-                pairs, name, reduce_op, prescale_factor, postscale_factor, process_set, site, caller_waits
-            )
-            assert isinstance(pending, Pending)
-            return PendingComplex(pending, None)
+        _require_can_add(_core.REDUCESCATTER, tensor, reduce_op, name)
         dtype = require_supported(_core.REDUCESCATTER, tensor, name)
         source = _plain(tensor)
         place = place_of(source)
@@ -343,9 +310,6 @@ def start_alltoall(
 ) -> PendingAlltoall:
     """Start an exchange of rows; the library makes the output. Does not block."""
     try:
-        is_complex = tensor.is_complex() and tensor.dim() > 0
-        if is_complex:
-            tensor = _pairs(_core.ALLTOALL, tensor, False, name)
         dtype = require_supported(_core.ALLTOALL, tensor, name)
         source = _plain(tensor)
         place = place_of(source)
@@ -365,7 +329,7 @@ def start_alltoall(
                 place[1],
                 (source,),
             )
-        return PendingAlltoall(handle, place, is_complex, splits is not None)
+        return PendingAlltoall(handle, place, splits is not None)
     except (AttributeError, TypeError) as error:
         raise explained(error, label(_core.ALLTOALL, name), [tensor], name, process_set) from None
 
@@ -389,8 +353,8 @@ def barrier(process_set: ProcessSet, site: CallSite) -> None:
     Operation(handle).finish()
 
 
-def _require_sum(reduce_op: int, name: str | None, op: int) -> None:
-    if reduce_op not in (_core.SUM, _core.AVERAGE):
+def _require_can_add(op: int, tensor: torch.Tensor, reduce_op: int, name: str | None) -> None:
+    if tensor.is_complex() and reduce_op not in (_core.SUM, _core.AVERAGE):
         raise ValueError(f"complex numbers can be summed and averaged only ({label(op, name)})")
 
 
@@ -407,7 +371,7 @@ def require_supported(op: int, tensor: torch.Tensor, name: str | None, kind: str
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and not tensor.is_neg()
+    return tensor.is_contiguous() and not tensor.is_neg() and not tensor.is_conj()
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -415,12 +379,12 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _is_block(tensor: torch.Tensor) -> bool:
     """Whether the library can use the memory of a tensor that is not plain: one block without gaps and overlaps."""
-    if tensor.is_cuda or tensor.is_neg():
+    if tensor.is_cuda or tensor.is_neg() or tensor.is_conj():
         return False
     elements = 1
     counted = [pair for pair in zip(tensor.stride(), tensor.shape, strict=True) if pair[1] != 1]
@@ -428,7 +392,7 @@ def _is_block(tensor: torch.Tensor) -> bool:
         if stride != elements:
             return False
         elements *= size
-    return len(counted) <= _MOST_ORDERED_DIMENSIONS
+    return len(counted) + tensor.is_complex() <= _MOST_ORDERED_DIMENSIONS
 
 
 def _shares_elements(tensor: torch.Tensor) -> bool:
@@ -451,6 +415,8 @@ def _place(
     if _is_block(tensor):
         target = tensor if in_place else torch.empty_like(tensor, requires_grad=False)
         return tensor, target, None, tensor.stride()
+    if in_place and tensor.is_conj():
+        raise ValueError(f"{label(op, name)}: {_CONJUGATED}")
     if in_place and _shares_elements(tensor):
         raise ValueError(f"{label(op, name)}: {_EXPANDED}")
     copy = _plain_copy(tensor)

@@ -20,7 +20,7 @@ from horovod_cpp.torch import operations, optimizer_arguments
 from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.pending import AnyPending, wait_all
+from horovod_cpp.torch.pending import Pending, wait_all
 from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
 
 
@@ -251,7 +251,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
 
     def _reduce_changes(self, parameters: dict[torch.Tensor, ProcessSet], starts: list[torch.Tensor]) -> None:
         reduction = self._reduction
-        started: list[tuple[torch.Tensor, torch.Tensor, AnyPending, Any]] = []
+        started: list[tuple[torch.Tensor, torch.Tensor, Pending, Any]] = []
         try:
             for (parameter, process_set), start in zip(parameters.items(), starts, strict=True):
                 # Memory of its own: what is in flight when an error comes must not reach the parameter.

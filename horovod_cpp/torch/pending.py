@@ -99,7 +99,6 @@ class GroupPlace:
     source: torch.Tensor
     target: torch.Tensor | None  # None: the library makes the output
     copy_to: torch.Tensor | None
-    complex_output: torch.Tensor | bool  # True: the result is seen as complex; a tensor: it is that one
     strides: tuple[int, ...] | None  # of source and target; None: they are contiguous
 
     def member(self) -> tuple[int, torch.Size, int, int, tuple[int, ...] | None]:
@@ -113,9 +112,7 @@ class GroupPlace:
         if self.copy_to is not None:
             with torch.no_grad():
                 output = self.copy_to.copy_(output)
-        if isinstance(self.complex_output, torch.Tensor):
-            return self.complex_output
-        return torch.view_as_complex(output) if self.complex_output else output
+        return output
 
 
 class PendingGroup(Operation):
@@ -139,50 +136,21 @@ class PendingGroup(Operation):
 class PendingAlltoall(Operation):
     """An alltoall in flight."""
 
-    __slots__ = ("_complex", "_with_splits")
+    __slots__ = ("_with_splits",)
 
-    def __init__(self, handle: _core.Handle, place: Place, is_complex: bool, with_splits: bool) -> None:
+    def __init__(self, handle: _core.Handle, place: Place, with_splits: bool) -> None:
         super().__init__(handle, place)
-        self._complex = is_complex
         self._with_splits = with_splits
 
     def wait(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Block until it is done; the output, and with given splits the rows that came from each rank (int32)."""
         self.finish()
         output = from_dlpack(self._handle.to_dlpack(0))
-        if self._complex:
-            output = torch.view_as_complex(output)
         return (output, self.received_splits()) if self._with_splits else output
 
     def received_splits(self) -> torch.Tensor:
         """After `wait`."""
         return torch.tensor(self._handle.received_splits(), dtype=torch.int32)
-
-
-class PendingComplex:
-    """An operation on a complex tensor, which the library sees as pairs of real numbers."""
-
-    __slots__ = ("_pending", "_target")
-
-    def __init__(self, pending: Pending, target: torch.Tensor | None) -> None:
-        self._pending = pending
-        self._target = target  # None: not in place
-
-    def parts(self) -> tuple[Operation, ...]:
-        """The operations that make it up."""
-        return (self._pending,)
-
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._pending.done()
-
-    def wait(self) -> torch.Tensor:
-        """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
-        pairs = self._pending.wait()
-        return torch.view_as_complex(pairs) if self._target is None else self._target
-
-
-AnyPending = Pending | PendingComplex
 
 
 def wait_all(pending: Iterable[HasParts]) -> None:

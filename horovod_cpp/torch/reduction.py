@@ -19,7 +19,7 @@ from horovod_cpp.torch import operations
 from horovod_cpp.torch.buckets import Bucket
 from horovod_cpp.torch.compression import Compressor
 from horovod_cpp.torch.gradient_names import Owner, claim
-from horovod_cpp.torch.pending import AnyPending, Operation, PendingGroup, wait_all
+from horovod_cpp.torch.pending import Operation, Pending, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 
 OF_ANOTHER_LOSS = (
@@ -45,7 +45,7 @@ class Gradient:
         self.group: Group | None = None
         self.bucket: Bucket | None = None  # see bucket_reduction.py
         self.place = 0  # in the group or bucket
-        self.pending: AnyPending | PendingSparse | GroupPending | None = None
+        self.pending: Pending | PendingSparse | GroupPending | None = None
         self.sparse_dim = 0  # of the last gradient that was reduced as a sparse one
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.context: Any = None  # what the compressor wants back

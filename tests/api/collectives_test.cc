@@ -3,6 +3,7 @@
 
 #include <array>
 #include <chrono>
+#include <complex>
 #include <cstdint>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@ int sum_of_ranks() { return hvd::size() * (hvd::size() - 1) / 2; }
 
 TEST(Collectives, OnlyElementsThatTravelAreTaken) {
   static_assert(hvd::Element<float> && hvd::Element<bool> && hvd::Element<std::byte> && hvd::Element<long long>);
+  static_assert(hvd::Element<std::complex<float>> && !hvd::Element<std::complex<long double>>);
   static_assert(!hvd::Element<unsigned> && !hvd::Element<std::string> && !hvd::Element<long double>);
   static_assert(hvd::MutableElements<std::vector<double>&> && !hvd::MutableElements<const std::vector<double>&>);
   static_assert(!hvd::Elements<std::vector<bool>>);  // packs its elements
@@ -38,6 +40,31 @@ TYPED_TEST(CollectivesOf, AllreduceSums) {
   std::vector<TypeParam> data(1000, static_cast<TypeParam>(hvd::rank() + 1));
   hvd::allreduce(data, {.op = ReduceOp::kSum});
   EXPECT_EQ(data, std::vector<TypeParam>(1000, static_cast<TypeParam>(sum_of_ranks() + hvd::size())));
+}
+
+TEST(Collectives, ComplexNumbersAreElements) {
+  const auto ranks = static_cast<double>(hvd::size());
+  std::vector<std::complex<double>> data(1000, {1.0, -2.0});
+  hvd::allreduce(data, {.op = ReduceOp::kSum});
+  EXPECT_EQ(data, std::vector<std::complex<double>>(1000, {ranks, -2.0 * ranks}));
+  const std::vector<std::complex<float>> mine(static_cast<std::size_t>(hvd::rank() + 1), {3.0F, 4.0F});
+  const auto gathered = hvd::allgather(mine);
+  ASSERT_EQ(gathered.size(), static_cast<std::size_t>(sum_of_ranks() + hvd::size()));
+  EXPECT_EQ(gathered[gathered.size() - 1], (std::complex<float>{3.0F, 4.0F}));
+  EXPECT_THROW(hvd::allreduce(data, {.op = ReduceOp::kMax}), hvd::InvalidArgument);
+  if (hvd::size() == 1) return;
+  std::vector<double> parts(2000);
+  const auto mismatched = [&] {
+    if (hvd::rank() == 0) return hvd::allreduce(parts, {.name = "complex"});
+    hvd::allreduce(data, {.name = "complex"});
+  };
+  try {
+    mismatched();
+    FAIL() << "their memory is equal, their meaning is not";
+  } catch (const hvd::InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("float64: rank 0"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("complex128: rank"), std::string::npos) << error.what();
+  }
 }
 
 TEST(Collectives, AllreduceAveragesUnlessToldOtherwise) {

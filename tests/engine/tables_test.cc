@@ -60,6 +60,11 @@ TEST(OpRules, CheckWhatARankCanKnowByItself) {
   bad.dtype = DataType::kInt32;
   EXPECT_NE(check(bad).text().find("Adasum"), std::string::npos);
   EXPECT_FALSE(check(request_of(OpKind::kAllgather, "x", {})).ok()) << "a scalar";
+  bad = request_of(OpKind::kAllgather, "x", {2});
+  bad.is_complex = true;
+  EXPECT_FALSE(check(bad).ok()) << "a scalar, of two parts";
+  bad.shape = {1, 2};
+  EXPECT_TRUE(check(bad).ok());
   bad = request_of(OpKind::kBroadcast, "x");
   bad.root_rank = 3;
   EXPECT_FALSE(check(bad).ok());

@@ -1,4 +1,4 @@
-// Complex numbers, which travel as pairs of real ones.
+// Complex numbers, which ranks reduce part by part.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>

@@ -5,7 +5,7 @@ namespace {
 
 Status check(const Request& request, const Membership& membership) {
   HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
-  if (request.shape.empty()) {
+  if (attributes::has_scalar(request)) {
     return Status::invalid_argument("a scalar cannot be split; give it one dimension, as in tensor.reshape(1)");
   }
   const std::int64_t rows = request.shape.front();

@@ -60,7 +60,12 @@ typedef enum hvd_dtype {
   HVD_FLOAT32 = 7,
   HVD_FLOAT64 = 8,
   HVD_BOOL = 9,
-  HVD_BFLOAT16 = 10
+  HVD_BFLOAT16 = 10,
+  /* Complex numbers, each the real part and then the imaginary one. Reductions: sum and average. */
+  HVD_COMPLEX = 0x100, /* not a type: the bit that tells one from that of its parts */
+  HVD_COMPLEX32 = HVD_COMPLEX | HVD_FLOAT16,
+  HVD_COMPLEX64 = HVD_COMPLEX | HVD_FLOAT32,
+  HVD_COMPLEX128 = HVD_COMPLEX | HVD_FLOAT64
 } hvd_dtype;
 
 typedef enum hvd_reduce_op {

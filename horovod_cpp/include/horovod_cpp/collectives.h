@@ -134,7 +134,8 @@ class Call {
  private:
   template <Element T>
   static hvd_tensor tensor(T* data, const std::int64_t& count) {
-    return {data, &count, 1, static_cast<std::int32_t>(DataTypeOf<T>::value), HVD_HOST, 0, nullptr};
+    const std::int32_t complex = kIsComplex<T> ? HVD_COMPLEX : 0;
+    return {data, &count, 1, static_cast<std::int32_t>(DataTypeOf<T>::value) | complex, HVD_HOST, 0, nullptr};
   }
   std::string text() const { return operation_text(kind_, name_); }
 

@@ -1,6 +1,7 @@
 // Which C++ types can be elements of a tensor, and their data types. Pure.
 #pragma once
 
+#include <complex>
 #include <concepts>
 #include <cstddef>
 #include <iterator>
@@ -33,6 +34,9 @@ template <>
 struct DataTypeOf<double> {
   static constexpr DataType value = DataType::kFloat64;
 };
+/// Of complex numbers it is that of their parts. They can be summed and averaged only.
+template <std::floating_point T>
+struct DataTypeOf<std::complex<T>> : DataTypeOf<T> {};
 template <std::signed_integral T>
 struct DataTypeOf<T> {
   static constexpr DataType value = sizeof(T) == 1   ? DataType::kInt8
@@ -47,6 +51,11 @@ struct DataTypeOf<T> {
 };
 
 namespace detail {
+template <typename T>
+inline constexpr bool kIsComplex = false;
+template <typename T>
+inline constexpr bool kIsComplex<std::complex<T>> = true;
+
 /// Whether elements of that type have so many bytes. (Without size_of(): g++ 12 with -fsanitize=undefined takes its
 /// comparison with nullptr for no constant expression.)
 constexpr bool has_bytes(DataType type, std::size_t bytes) {
@@ -57,12 +66,12 @@ constexpr bool has_bytes(DataType type, std::size_t bytes) {
 }
 }  // namespace detail
 
-/// A type of elements: signed integers, unsigned ones of one byte, float, double, bool, and what DataTypeOf was
-/// specialised for.
+/// A type of elements: signed integers, unsigned ones of one byte, float, double, std::complex of these two, bool, and
+/// what DataTypeOf was specialised for.
 template <typename T>
 concept Element = std::is_trivially_copyable_v<T> && requires {
   { DataTypeOf<T>::value } -> std::convertible_to<DataType>;
-} && detail::has_bytes(DataTypeOf<T>::value, sizeof(T));
+} && detail::has_bytes(DataTypeOf<T>::value, detail::kIsComplex<T> ? sizeof(T) / 2 : sizeof(T));
 
 /// Dense memory of elements: std::span, std::vector, std::array, an array.
 template <typename R>

@@ -226,12 +226,30 @@ def test_ranks_that_disagree_get_an_error_and_go_on() -> None:
     assert hvd.allreduce(np.ones(3), name="odd one", op=hvd.Sum).tolist() == [hvd.size()] * 3
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_numbers(dtype: str) -> None:
+    mine = (np.arange(6) * (1 - 2j) * (hvd.rank() + 1)).astype(dtype).reshape(2, 3)
+    factors = sum(range(1, hvd.size() + 1))
+    whole = (np.arange(6) * (1 - 2j) * factors).astype(dtype).reshape(2, 3)
+    got = hvd.allreduce(mine, op=hvd.Sum)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, whole, rtol=1e-6)
+    in_order_of_columns = np.asfortranarray(mine)
+    hvd.allreduce_(in_order_of_columns, op=hvd.Sum)
+    np.testing.assert_allclose(in_order_of_columns, whole, rtol=1e-6)
+    gathered = hvd.allgather(mine)
+    assert gathered.dtype == dtype and gathered.shape == (2 * hvd.size(), 3)
+    np.testing.assert_array_equal(gathered[2 * hvd.rank() : 2 * hvd.rank() + 2], mine)
+    with pytest.raises(ValueError, match="complex numbers can be summed and averaged only"):
+        hvd.allreduce(mine, op=hvd.Max)
+
+
 def test_what_cannot_be_used_is_refused_by_name() -> None:
     read_only = np.ones(3)
     read_only.flags.writeable = False
     refused: list[tuple[Any, str]] = [
         (np.ones(3, ">f4"), "in the order of other machines"),
-        (np.ones(3, np.complex64), "has elements of type '<c8'"),
+        (np.ones(3, np.clongdouble), "has elements of type '<c32'"),
         (np.array(["text"]), "has elements of type '<U4'"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "has a mask"),
         ([1.0, 2.0], "a list is no array"),

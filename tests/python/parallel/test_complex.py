@@ -1,6 +1,9 @@
-"""Complex numbers, which travel as pairs of real ones."""
+"""Complex numbers, which ranks reduce part by part."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,3 +66,56 @@ def test_what_has_no_order_or_no_place_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^allreduce 'c': a conjugated view"):
         hvd.allreduce_(torch.ones(2, dtype=torch.complex64).conj(), name="c")
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+    for gather in (hvd.allgather, hvd.reducescatter, hvd.alltoall):
+        with pytest.raises(ValueError, match="scalar"):
+            gather(torch.ones((), dtype=torch.complex64))
+
+
+def group_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.ones(2), tensor]
+
+
+@pytest.fixture
+def needs_several_ranks() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank cannot disagree")
+
+
+CALLS: dict[str, Callable[[torch.Tensor], object]] = {
+    "allreduce": lambda tensor: hvd.allreduce(tensor, name="c", op=hvd.Sum),
+    "allgather": lambda tensor: hvd.allgather(tensor, name="c"),
+    "broadcast": lambda tensor: hvd.broadcast(tensor, 0, name="c"),
+    "reducescatter": lambda tensor: hvd.reducescatter(tensor, name="c", op=hvd.Sum),
+    "alltoall": lambda tensor: hvd.alltoall(tensor, name="c"),
+    "grouped allreduce": lambda tensor: hvd.grouped_allreduce(group_of(tensor), name="c", op=hvd.Sum)[1],
+    "grouped allgather": lambda tensor: hvd.grouped_allgather(group_of(tensor), name="c")[1],
+    "grouped reducescatter": lambda tensor: hvd.grouped_reducescatter(group_of(tensor), name="c", op=hvd.Sum)[1],
+}
+
+
+@pytest.mark.usefixtures("needs_several_ranks")
+@pytest.mark.parametrize("agreed_before", [0, 1, 4], ids=["new", "remembered", "standing"])
+@pytest.mark.parametrize("call", CALLS)
+def test_complex_numbers_are_not_the_pairs_that_have_their_memory(call: str, agreed_before: int) -> None:
+    """Also where the ranks have agreed about the name before, on what both look like in memory."""
+    rows = 2 * hvd.size()
+    numbers, pairs = torch.ones(rows, 3, dtype=torch.complex64), torch.ones(rows, 3, 2)
+    for _ in range(agreed_before):
+        assert CALLS[call](numbers).dtype == torch.complex64
+    for _ in range(2):
+        with pytest.raises(hvd.HorovodInternalError) as caught:
+            CALLS[call](pairs if hvd.rank() == 1 else numbers)
+        text = str(caught.value)
+        assert re.search(r"mismatched data type: .*complex64: rank", text) and "float32: rank 1 " in text, text
+    assert CALLS[call](pairs).dtype == torch.float32
+    assert CALLS[call](numbers).dtype == torch.complex64
+
+
+@pytest.mark.usefixtures("needs_several_ranks")
+def test_mismatches_show_complex_numbers_as_the_user_has_them() -> None:
+    mine = torch.ones(4 + (hvd.rank() == 1), dtype=torch.complex128)
+    with pytest.raises(hvd.HorovodInternalError, match=r"mismatched shape: \[4\]: rank.*; \[5\]: rank 1 "):
+        hvd.allreduce(mine, name="c")
+    single = torch.ones(4, dtype=torch.complex64 if hvd.rank() == 1 else torch.complex128)
+    with pytest.raises(hvd.HorovodInternalError, match=r"complex128: rank.*; complex64: rank 1 "):
+        hvd.allgather(single, name="c")

@@ -30,7 +30,6 @@ struct Place {
   at::Tensor source;    ///< what the library reads
   at::Tensor target;    ///< what it writes; undefined: it makes the output
   at::Tensor in_place;  ///< the caller's tensor that is the result; undefined: the result is a new one
-  bool pairs = false;   ///< source and target have complex numbers as pairs of real ones
 };
 
 }  // namespace detail
