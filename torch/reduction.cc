@@ -262,8 +262,7 @@ std::vector<hvd_handle*> GradientReduction::State::in_flight() const {
     if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
     if (gradient->sparse) {
-      handles.push_back(gradient->sparse->indices->get());
-      handles.push_back(gradient->sparse->values->get());
+      handles.push_back(gradient->sparse->operation->get());
     } else if (group == nullptr || group->members.front() == gradient.get()) {
       handles.push_back(gradient->operation->get());
     }

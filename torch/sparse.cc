@@ -3,18 +3,73 @@
 #include <ATen/ops/_validate_sparse_coo_tensor_args.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sparse_coo_tensor.h>
+#include <ATen/ops/tensor.h>
+#include <c10/util/accumulate.h>
 
+#include <algorithm>
 #include <array>
+#include <string_view>
 #include <utility>
 
+#include "torch/attributes.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
 namespace detail {
 namespace {
 
-std::shared_ptr<hvd::detail::Operation> start_gather(const Place& place, const Submission& gather) {
-  return std::make_shared<hvd::detail::Operation>(submit(gather, {place.source}, {}));
+constexpr std::array<std::string_view, 4> kAttributes{"data type", "shape", "number of sparse dimensions", "reduction"};
+
+// As Python calls it, of those that travel.
+std::string name_of(at::ScalarType type) {
+  if (type == at::kBool) return "bool";
+  if (type == at::kBFloat16) return "bfloat16";
+  const bool is_real = at::isFloatingType(type);
+  const char* kind = at::isComplexType(type) ? "complex" : is_real ? "float" : type == at::kByte ? "uint" : "int";
+  return kind + std::to_string(8 * at::elementSize(type));
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::string text = "[";
+  for (const std::int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+at::Tensor attributes_of(const at::Tensor& tensor, ReduceOp op, const Site& site) {
+  const std::array<std::string, kAttributes.size()> values{name_of(tensor.scalar_type()), shape_text(tensor.sizes()),
+                                                           std::to_string(tensor.sparse_dim()),
+                                                           op == ReduceOp::kAverage ? "Average" : "Sum"};
+  const std::string line = encode_attributes(values, site);
+  const std::vector<std::uint8_t> bytes(line.begin(), line.end());
+  return at::tensor(bytes, at::TensorOptions(at::kByte).device(tensor.device()));
+}
+
+void require_alike(const at::Tensor& attributes, const SparseReduction& reduction) {
+  const at::Tensor bytes = attributes.cpu();
+  const std::string_view lines(reinterpret_cast<const char*>(bytes.data_ptr()), bytes.nbytes());
+  const std::string different = disagreements(kAttributes, lines, reduction.ranks);
+  if (!different.empty()) {
+    hvd::detail::raise(StatusCode::kInvalidArgument, reduction.text, different, reduction.site);
+  }
+}
+
+// The indices and the values of a COO tensor.
+std::pair<at::Tensor, at::Tensor> shaped(const at::Tensor& indices, const at::Tensor& values,
+                                         const SparseReduction& reduction) {
+  const std::int64_t dimensions = reduction.sparse_dimensions;
+  const at::IntArrayRef dense = at::IntArrayRef(reduction.shape).slice(static_cast<std::size_t>(dimensions));
+  const std::int64_t numbers_of_entry = std::max<std::int64_t>(c10::multiply_integers(dense), 1);
+  const std::int64_t entries = dimensions > 0 ? indices.numel() / dimensions : values.numel() / numbers_of_entry;
+  std::vector<std::int64_t> shape = dense.vec();
+  shape.insert(shape.begin(), entries);
+  return {indices.reshape({entries, dimensions}).t(), values.reshape(shape)};
+}
+
+at::Tensor divided(const at::Tensor& values, std::int64_t divisor) {
+  // A sum of bools is "or", and so is their average.
+  if (divisor == 1 || values.scalar_type() == at::kBool) return values;
+  const bool is_exact = values.is_floating_point() || values.is_complex();
+  return is_exact ? values.div(divisor) : values.div(divisor, "trunc");
 }
 
 }  // namespace
@@ -27,43 +82,45 @@ SparseReduction start_sparse(const at::Tensor& tensor, const ReduceOptions& opti
   if (options.op != ReduceOp::kAverage && options.op != ReduceOp::kSum) refuse(whole, "op must be Average or Sum");
   if (options.prescale != 1.0 || options.postscale != 1.0) refuse(whole, "takes no factors");
   const at::Tensor entries = tensor.detach().coalesce();  // one entry for each place travels
-  const auto part = [&](const char* what) { return options.name.empty() ? std::string() : options.name + what; };
-  const CollectiveOptions of_indices{.process_set = options.process_set, .name = part(".indices")};
-  const CollectiveOptions of_values{.process_set = options.process_set, .name = part(".values")};
-  const Submission indices = submission(HVD_ALLGATHER, "allgather", of_indices, /*waits=*/false, site);
-  const Submission values = submission(HVD_ALLGATHER, "allgather", of_values, /*waits=*/false, site);
+  const at::Tensor values = plain(entries.values(), whole).reshape({-1}).view(at::kByte);
+  const std::vector<at::Tensor> parts{attributes_of(entries, options.op, site), entries.indices().t().reshape({-1}),
+                                      values};
+  Submission gather = whole;
+  gather.reduce_op = ReduceOp::kSum;
+  gather.group = true;
   SparseReduction made;
-  made.place_of_indices = place(entries.indices().t(), indices, Output::kMadeByLibrary);
-  made.place_of_values = place(entries.values(), values, Output::kMadeByLibrary);
-  made.shape = tensor.sizes().vec();
-  made.divisor = options.op == ReduceOp::kAverage ? options.process_set.size(site) : 1;
-  made.text = hvd::detail::operation_text("sparse allreduce", options.name);
+  std::vector<at::Tensor> sources;
+  for (const at::Tensor& part : parts) {
+    sources.push_back(made.places.emplace_back(place(part, gather, Output::kMadeByLibrary)).source);
+  }
+  made.type = entries.scalar_type();
+  made.shape = entries.sizes().vec();
+  made.sparse_dimensions = entries.sparse_dim();
+  made.ranks = options.process_set.ranks(site);
+  made.divisor = options.op == ReduceOp::kAverage ? static_cast<std::int64_t>(made.ranks.size()) : 1;
+  made.text = hvd::detail::operation_text(whole.kind, whole.name);
   made.site = site;
-  made.indices = start_gather(made.place_of_indices, indices);
-  made.values = start_gather(made.place_of_values, values);
+  made.operation = std::make_shared<hvd::detail::Operation>(submit(gather, sources, {}));
   return made;
 }
 
 at::Tensor finish_sparse(const SparseReduction& reduction) {
-  const std::array handles{reduction.indices->get(), reduction.values->get()};
-  hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
-  reduction.indices->wait();
-  reduction.values->wait();
-  let_stream_wait(handles, reduction.place_of_values.source);
-  const at::Tensor indices = result(reduction.place_of_indices, reduction.indices).t();
-  at::Tensor values = result(reduction.place_of_values, reduction.values);
-  if (reduction.divisor > 1) {
-    const bool exact = values.is_floating_point() || values.is_complex();
-    values = exact ? values.div(reduction.divisor) : values.div(reduction.divisor, "trunc");
-  }
+  reduction.operation->wait();
+  hvd_handle* const handle = reduction.operation->get();
+  let_stream_wait({&handle, 1}, reduction.places.front().source);
+  const auto part = [&](int index) {
+    return result(reduction.places[static_cast<std::size_t>(index)], reduction.operation, index);
+  };
+  require_alike(part(0), reduction);
+  const auto [indices, values] = shaped(part(1), part(2).view(reduction.type), reduction);
   try {
-    // Ranks may have had shapes that differ where an allgather does not look.
     at::_validate_sparse_coo_tensor_args(indices, values, reduction.shape);
-  } catch (const c10::Error& error) {
-    const std::string reason = std::string("ranks have tensors of different shapes: ") + error.what_without_backtrace();
+  } catch (const c10::Error& error) {  // on all ranks, as all have gathered the same
+    const std::string reason = std::string("a rank has a bad index: ") + error.what_without_backtrace();
     hvd::detail::raise(StatusCode::kInvalidArgument, reduction.text, reason, reduction.site);
   }
-  return at::sparse_coo_tensor(indices, values, reduction.shape, values.options().layout(at::kSparse));
+  return at::sparse_coo_tensor(indices, divided(values, reduction.divisor), reduction.shape,
+                               values.options().layout(at::kSparse));
 }
 
 at::Tensor sparse_zeros(const at::Tensor& like, std::int64_t sparse_dimensions) {
@@ -79,11 +136,11 @@ SparseHandle::SparseHandle(detail::SparseReduction reduction)
     : reduction_(std::make_shared<detail::SparseReduction>(std::move(reduction))) {}
 
 bool SparseHandle::done(Site site) const {
-  return detail::in_flight(reduction_ ? reduction_->indices : nullptr, site).done() && reduction_->values->done();
+  return detail::in_flight(reduction_ ? reduction_->operation : nullptr, site).done();
 }
 
 at::Tensor SparseHandle::wait(Site site) {
-  detail::in_flight(reduction_ ? reduction_->indices : nullptr, site);
+  detail::in_flight(reduction_ ? reduction_->operation : nullptr, site);
   return detail::finish_sparse(*std::exchange(reduction_, nullptr));
 }
 

@@ -83,6 +83,7 @@ macro(hvd_add_torch)
       hvd_import_torch()
     endif()
     add_library(hvd_torch STATIC EXCLUDE_FROM_ALL
+      ${hvd_torch_sources}/torch/attributes.cc
       ${hvd_torch_sources}/torch/bucket_reduction.cc
       ${hvd_torch_sources}/torch/buckets.cc
       ${hvd_torch_sources}/torch/changes.cc

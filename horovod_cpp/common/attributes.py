@@ -1,11 +1,12 @@
 """What ranks have to bring alike where the library cannot compare it: it travels with the data, as bytes.
 
-The texts are those of the library's own mismatches. Pure; any thread.
+Ranks in C++ read and write the same bytes (torch/attributes.cc); the texts are those of the library's own mismatches.
+Pure; any thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from horovod_cpp.common.call_site import CallSite
 
@@ -20,12 +21,17 @@ def encode(attributes: Mapping[str, str], site: CallSite) -> bytes:
     return (_BETWEEN.join(" ".join(field.split()) for field in fields) + _END).encode()
 
 
-def disagreements(names: Iterable[str], gathered: bytes, ranks: Sequence[int]) -> str:
-    """What differs in the lines of all `ranks`, one behind the other: "mismatched op: Sum: rank 0; ..."; or nothing."""
-    lines = gathered.decode().split(_END)[:-1]
+def disagreements(names: Sequence[str], gathered: bytes, ranks: Sequence[int]) -> str:
+    """What differs in the lines of all `ranks`, one behind the other: "mismatched op: Sum: rank 0; ..."; or nothing.
+
+    Also says so where the bytes are no such lines.
+    """
+    lines = gathered.decode(errors="replace").split(_END)[:-1]
+    rows = [line.split(_BETWEEN) for line in lines]
+    if len(rows) != len(ranks) or any(len(row) != len(names) + 1 for row in rows):
+        return "a rank has another operation by this name"
     if all(line == lines[0] for line in lines[1:]):
         return ""
-    rows = [line.split(_BETWEEN) for line in lines]
     texts = []
     for column, name in enumerate(names):
         said: dict[str, tuple[list[int], set[str]]] = {}

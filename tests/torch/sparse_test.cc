@@ -4,6 +4,7 @@
 #include <torch/optim/adagrad.h>
 #include <torch/optim/sgd.h>
 
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,15 @@ Tensor entries(int rank, at::ScalarType type, std::int64_t width) {
                                {20, width});
 }
 
+using Sizes = std::vector<std::int64_t>;
+
+// One entry of ones.
+Tensor entry(std::int64_t index, const Sizes& shape, at::ScalarType type = at::kFloat) {
+  Sizes of_values = shape;
+  of_values.front() = 1;
+  return at::sparse_coo_tensor(at::full({1, 1}, index, at::kLong), at::ones(of_values, type), shape);
+}
+
 TEST(Sparse, ASumIsTheSumOfTheDenseTensors) {
   for (const auto type : {at::kFloat, at::kDouble, at::kLong}) {
     Tensor total = at::zeros({20, 5}, at::kDouble);
@@ -46,32 +56,117 @@ TEST(Sparse, ASumIsTheSumOfTheDenseTensors) {
   }
 }
 
+TEST(Sparse, ComplexNumbersHalvesAndBoolsTravel) {
+  const double ranks = hvd::size();
+  const Tensor complex = at::complex(at::tensor({0.0, 1.0 * hvd::rank(), 0.0}), at::tensor({0.0, 1.0, 0.0}));
+  const Tensor mean = hvd::torch::sparse_allreduce(complex.to_sparse().conj()).to_dense();
+  EXPECT_TRUE(at::real(mean).equal(at::tensor({0.0, (ranks - 1) / 2, 0.0})));
+  EXPECT_TRUE(at::imag(mean).equal(at::tensor({0.0, -1.0, 0.0})));
+  for (const auto type : {at::kBFloat16, at::kHalf, at::kByte}) {
+    const Tensor sum = hvd::torch::sparse_allreduce(entry(1, {3, 2}, type), {.op = ReduceOp::kSum});
+    EXPECT_TRUE(sum.to_dense().equal(at::tensor({0.0, 0.0, ranks, ranks, 0.0, 0.0}).to(type).reshape({3, 2})));
+  }
+  for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kAverage}) {  // both are "or"
+    Tensor mine = at::zeros({hvd::size() + 1}, at::kBool);
+    mine[hvd::rank()] = true;
+    const Tensor all = hvd::torch::sparse_allreduce(mine.to_sparse(), {.op = op});
+    EXPECT_TRUE(all.to_dense().equal(at::arange(hvd::size() + 1) < hvd::size()));
+  }
+}
+
+TEST(Sparse, NothingAndScalarsTravel) {
+  for (const auto& shape : std::vector<Sizes>{{0}, {4}, {0, 3}, {4, 0}}) {
+    const Tensor none = hvd::torch::sparse_allreduce(at::zeros(shape).to_sparse(1));
+    EXPECT_TRUE(none.to_dense().equal(at::zeros(shape)));
+  }
+  const Tensor sum = hvd::torch::sparse_allreduce(at::ones({}).to_sparse(), {.op = ReduceOp::kSum});
+  EXPECT_EQ(sum.to_dense().item<int>(), hvd::size());
+}
+
 TEST(Sparse, WhatIsNotSparseOrCannotBeAddedUpIsRefused) {
   const Tensor mine = entries(hvd::rank(), at::kFloat, 2);
   EXPECT_THROW(hvd::torch::sparse_allreduce(at::ones({3})), hvd::InvalidArgument);
   EXPECT_THROW(hvd::torch::sparse_allreduce(Tensor()), hvd::InvalidArgument);
   EXPECT_THROW(hvd::torch::sparse_allreduce(mine, {.op = ReduceOp::kMax}), hvd::InvalidArgument);
   EXPECT_THROW(hvd::torch::sparse_allreduce(mine, {.prescale = 2}), hvd::InvalidArgument);
-  if (hvd::size() == 1) GTEST_SKIP() << "one rank always agrees";
-  try {
-    const int width = hvd::rank() == 0 ? 2 : 3;
-    hvd::torch::sparse_allreduce(entries(1, at::kFloat, width), {.name = "widths"});
-    FAIL() << "widths differ";
-  } catch (const hvd::InvalidArgument& error) {
-    EXPECT_NE(std::string(error.what()).find("'widths.values'"), std::string::npos) << error.what();
-  }
   EXPECT_EQ(hvd::allreduce(1, {.op = ReduceOp::kSum}), hvd::size());
 }
 
-TEST(Sparse, RowsOutsideOfTheOwnShapeAreAnError) {
-  if (hvd::size() == 1) GTEST_SKIP() << "one rank always agrees";
-  const std::int64_t rows = hvd::rank() == 0 ? 3 : 9;  // which an allgather of entries cannot see
-  const Tensor last = at::sparse_coo_tensor(at::full({1, 1}, rows - 1, at::kLong), at::ones({1}), {rows});
-  if (hvd::rank() == 0) {
-    EXPECT_THROW(hvd::torch::sparse_allreduce(last), hvd::InvalidArgument);
-  } else {
-    EXPECT_EQ(hvd::torch::sparse_allreduce(last, {.op = ReduceOp::kSum}).to_dense()[2].item<float>(), 1.0F);
+// On all ranks; the operation and the job go on.
+void expect_refused(const Tensor& mine, const hvd::ReduceOptions& options, const std::string& expected) {
+  try {
+    hvd::torch::sparse_allreduce(mine, options);
+    FAIL() << expected;
+  } catch (const hvd::InvalidArgument& error) {
+    const std::string text =
+        std::regex_replace(error.what(), std::regex(R"( [(\[][^ ()]*sparse_test\.cc:\d+[)\]])"), "@");
+    EXPECT_EQ(text,
+              "rank " + std::to_string(hvd::rank()) + ": sparse allreduce '" + options.name + "': " + expected + "@");
   }
+  const Tensor zeros = hvd::torch::sparse_allreduce(at::zeros({3}).to_sparse(), {.name = options.name});
+  EXPECT_TRUE(zeros.to_dense().equal(at::zeros({3})));
+}
+
+TEST(Sparse, RanksThatDisagreeAreNamedOnAllRanks) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank always agrees";
+  const bool first = hvd::rank() == 0;
+  const std::string here = ": rank 0@; ";
+  const std::string others = hvd::size() == 2 ? ": rank 1@" : ": ranks 1-" + std::to_string(hvd::size() - 1) + "@";
+  const auto shape = [&](const Sizes& own, const Sizes& other) { return first ? own : other; };
+  expect_refused(entry(1, shape({3}, {5})), {.name = "rows"}, "mismatched shape: [3]" + here + "[5]" + others);
+  expect_refused(entry(1, shape({3, 2}, {3, 4})), {.name = "widths"},
+                 "mismatched shape: [3, 2]" + here + "[3, 4]" + others);
+  expect_refused(entry(1, {3}), {.op = first ? ReduceOp::kSum : ReduceOp::kAverage, .name = "ops"},
+                 "mismatched reduction: Sum" + here + "Average" + others);
+  expect_refused(entry(1, {3}, first ? at::kFloat : at::kComplexFloat), {.name = "types"},
+                 "mismatched data type: float32" + here + "complex64" + others);
+  expect_refused(at::ones({2, 2}).to_sparse(first ? 2 : 1), {.name = "hybrid"},
+                 "mismatched number of sparse dimensions: 2" + here + "1" + others);
+  expect_refused(entry(1, shape({3}, {4, 2}), first ? at::kLong : at::kBFloat16), {.name = "both"},
+                 "mismatched data type: int64" + here + "bfloat16" + others + "; mismatched shape: [3]" + here +
+                     "[4, 2]" + others);
+}
+
+TEST(Sparse, AProcessSetNamesGlobalRanks) {
+  if (hvd::size() < 3) GTEST_SKIP() << "a process set of some ranks";
+  const int last = hvd::size() - 1;
+  const hvd::ProcessSet two = hvd::add_process_set(std::vector<int>{last - 1, last});
+  if (two.included()) {
+    const ReduceOp op = hvd::rank() == last ? ReduceOp::kSum : ReduceOp::kAverage;
+    try {
+      hvd::torch::sparse_allreduce(entry(0, {3}), {.op = op, .process_set = two, .name = "set"});
+      FAIL() << "ops differ";
+    } catch (const hvd::InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find("Average: rank " + std::to_string(last - 1)), std::string::npos);
+    }
+    const Tensor mean = hvd::torch::sparse_allreduce(entry(0, {3}), {.process_set = two, .name = "set"});
+    EXPECT_TRUE(mean.to_dense().equal(at::tensor({1.0F, 0.0F, 0.0F})));
+  }
+  hvd::barrier();
+  hvd::remove_process_set(two);
+}
+
+TEST(Sparse, AnotherGroupByTheNameIsAnError) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank always agrees";
+  if (hvd::rank() > 0) {
+    expect_refused(entry(0, {3}), {.name = "stranger"}, "a rank has another operation by this name");
+    return;
+  }
+  const Tensor bytes = at::zeros({3}, at::kByte);
+  hvd::torch::grouped_allgather({bytes, at::zeros({3}, at::kLong), bytes}, {.name = "stranger"});
+  hvd::torch::sparse_allreduce(at::zeros({3}).to_sparse(), {.name = "stranger"});
+}
+
+TEST(Sparse, AnIndexOutsideIsAnErrorOnAllRanks) {
+  Tensor mine = entry(0, {3});
+  if (hvd::rank() == hvd::size() - 1) mine._indices().fill_(7);  // which torch does not see
+  try {
+    hvd::torch::sparse_allreduce(mine, {.name = "outside"});
+    FAIL() << "an index is outside";
+  } catch (const hvd::InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("'outside': a rank has a bad index: "), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(hvd::allreduce(1, {.op = ReduceOp::kSum}), hvd::size());
 }
 
 // Two embeddings, of which one is not used by all.
@@ -143,6 +238,54 @@ TEST(Sparse, ASparseGradientHasNoMaximum) {
   const Embedder embedder;
   DistributedOptimizer<optim::SGD> optimizer(embedder.named(), optim::SGDOptions(0.1), {.op = ReduceOp::kMax});
   EXPECT_THROW(embedder.loss(at::zeros({2, 3}, at::kLong), false, true).backward(), hvd::InvalidArgument);
+}
+
+// Run by tests/python/processes/test_mixed_ranks.py: ranks in Python do the same.
+TEST(WithPython, DISABLED_SparseTensorsAreAddedUp) {
+  const int ranks = hvd::size();
+  const auto mine = [&](at::ScalarType type) { return entry(hvd::rank() % 2, {3, 2}, type); };
+  const Tensor total = at::tensor({(ranks + 1) / 2, ranks / 2, 0}).reshape({3, 1}).expand({3, 2}).to(at::kDouble);
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kLong, at::kComplexDouble}) {
+    const Tensor sum = hvd::torch::sparse_allreduce(mine(type), {.op = ReduceOp::kSum, .name = "sum"});
+    EXPECT_EQ(sum.scalar_type(), type);
+    EXPECT_TRUE(sum.to_dense().equal(total.to(type))) << sum;
+  }
+  const Tensor mean = hvd::torch::sparse_allreduce(mine(at::kDouble), {.name = "mean"});
+  EXPECT_TRUE(mean.to_dense().allclose(total / ranks));
+  const Embedder embedder;
+  DistributedOptimizer<optim::SGD> optimizer(embedder.named(), optim::SGDOptions(0.1), {.op = ReduceOp::kSum});
+  for (const bool all_use_rare : {true, false}) {  // in the second step rank 0 has no gradient of it
+    optimizer.zero_grad();
+    const bool uses_rare = all_use_rare || hvd::rank() > 0;
+    const Tensor chosen = at::arange(4).unsqueeze(0);
+    Tensor hidden = at::embedding(embedder.words, chosen, -1, false, /*sparse=*/true);
+    if (uses_rare) hidden = hidden + at::embedding(embedder.rare, chosen, -1, false, /*sparse=*/true);
+    hidden.sum().backward();
+    optimizer.synchronize();
+    const auto is_sum = [](const Tensor& parameter, int of_ranks) {
+      return parameter.grad().is_sparse() &&
+             parameter.grad().to_dense().narrow(0, 0, 4).equal(at::full({4, 4}, of_ranks, at::kDouble));
+    };
+    EXPECT_TRUE(is_sum(embedder.words, ranks));
+    EXPECT_TRUE(is_sum(embedder.rare, all_use_rare ? ranks : ranks - 1));
+  }
+  const auto text = [&](const Tensor& tensor, ReduceOp op) -> std::string {
+    try {
+      hvd::torch::sparse_allreduce(tensor, {.op = op, .name = "parted"});
+    } catch (const hvd::InvalidArgument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const bool first = hvd::rank() == 0;
+  const std::string different =
+      text(first ? entry(0, {3}, at::kHalf) : entry(0, {4, 2}, at::kBool), first ? ReduceOp::kSum : ReduceOp::kAverage);
+  const std::regex expected_text(
+      R"(.*sparse allreduce 'parted': mismatched data type: float16: rank 0 \(.*:\d+\); bool: rank.* \(.*:\d+\); )"
+      R"(mismatched shape: \[3\]: rank 0 \(.*\); \[4, 2\]: rank.* \(.*\); )"
+      R"(mismatched reduction: Sum: rank 0 \(.*\); Average: rank.* \(.*\) \[.*\])");
+  EXPECT_TRUE(std::regex_match(different, expected_text)) << different;
+  hvd::barrier();
 }
 
 }  // namespace

@@ -116,6 +116,18 @@ def test_a_process_set_names_global_ranks() -> None:
     assert hvd.remove_process_set(last_two)
 
 
+def test_another_group_by_the_name_is_an_error() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank cannot disagree")
+    if hvd.rank() == 0:
+        bytes_ = torch.zeros(3, dtype=torch.uint8)
+        hvd.grouped_allgather([bytes_, torch.zeros(3, dtype=torch.int64), bytes_], name="stranger")
+    else:
+        with pytest.raises(hvd.HorovodInternalError, match=r"^sparse allreduce 'stranger': a rank has another"):
+            hvd.sparse_allreduce_async(one_entry(0, (3,)), "stranger", hvd.Sum)()
+    assert hvd.allreduce(torch.ones(()), op=hvd.Sum) == hvd.size()
+
+
 def test_an_index_outside_is_an_error_on_every_rank() -> None:
     """Of a tensor whose user had torch check nothing."""
     bad = torch.sparse_coo_tensor(torch.tensor([[hvd.rank() + 3]]), torch.ones(1), (3,), check_invariants=False)

@@ -106,6 +106,52 @@ for _ in range(2):
 hvd.barrier()
 """
 
+SPARSE = """
+import re
+
+rank, ranks = hvd.rank(), hvd.size()
+
+
+def entry(index, shape, dtype):
+    return torch.sparse_coo_tensor([[index]], torch.ones((1, *shape[1:]), dtype=dtype), shape, check_invariants=True)
+
+
+total = torch.tensor([[(ranks + 1) // 2], [ranks // 2], [0]]).expand(3, 2)
+for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.complex128):
+    got = hvd.sparse_allreduce_async(entry(rank % 2, (3, 2), dtype), "sum", hvd.Sum)()
+    assert got.dtype == dtype and torch.equal(got.to_dense(), total.to(dtype)), got
+mean = hvd.sparse_allreduce_async(entry(rank % 2, (3, 2), torch.float64), "mean", hvd.Average)()
+assert torch.allclose(mean.to_dense(), total.double() / ranks), mean
+embedder = nn.ModuleDict({"words": nn.Embedding(30, 4, sparse=True), "rare": nn.Embedding(10, 4, sparse=True)}).double()
+named = [(f"embedder.{name}", embedding.weight) for name, embedding in embedder.items()]
+optimizer = hvd.DistributedOptimizer(optim.SGD([weight for _, weight in named], 0.1), named, op=hvd.Sum)
+for all_use_rare in (True, False):
+    optimizer.zero_grad()
+    used = embedder.values() if all_use_rare or rank > 0 else [embedder["words"]]
+    sum(embedding(torch.arange(4)).sum() for embedding in used).backward()
+    optimizer.synchronize()
+    for embedding, count in ((embedder["words"], ranks), (embedder["rare"], ranks if all_use_rare else ranks - 1)):
+        grad = embedding.weight.grad
+        assert grad.is_sparse and torch.equal(grad.to_dense()[:4], torch.full((4, 4), float(count)).double()), grad
+del grad
+optimizer.zero_grad()  # what the library made and still lives at exit keeps MPI from being finalised
+mine = (entry(0, (3,), torch.float16), hvd.Sum) if rank == 0 else (entry(0, (4, 2), torch.bool), hvd.Average)
+try:
+    hvd.sparse_allreduce_async(mine[0], "parted", mine[1])()
+    text = ""
+except hvd.HorovodInternalError as error:
+    text = str(error)
+site = r"\\([^()]+:\\d+(, [^()]+:\\d+)?\\)"
+assert re.fullmatch(
+    "sparse allreduce 'parted': "
+    rf"mismatched data type: float16: rank 0 {site}; bool: ranks? [1-3-]+ {site}; "
+    rf"mismatched shape: \\[3\\]: rank 0 {site}; \\[4, 2\\]: ranks? [1-3-]+ {site}; "
+    rf"mismatched reduction: Sum: rank 0 {site}; Average: ranks? [1-3-]+ {site}",
+    text,
+), text
+hvd.barrier()
+"""
+
 WEIGHTS_OF_A_FILE = """
 start = torch.load("start.pt")
 inputs, targets = start.pop("inputs"), start.pop("targets")
@@ -162,6 +208,11 @@ def test_cpp_and_python_ranks_normalise_one_batch(tmp_path: Path, order: str) ->
 @pytest.mark.parametrize("order", ["cp", "pc"])
 def test_cpp_and_python_ranks_cut_gradients_into_the_same_buckets(tmp_path: Path, order: str) -> None:
     run_job(tmp_path, order, "BucketsAreCutAlike", CUT_ALIKE)
+
+
+@pytest.mark.parametrize("order", ["cp", "pc", "ccpp"])
+def test_cpp_and_python_ranks_add_up_sparse_tensors(tmp_path: Path, order: str) -> None:
+    run_job(tmp_path, order, "SparseTensorsAreAddedUp", SPARSE)
 
 
 Tensors = dict[str, torch.Tensor]

@@ -151,8 +151,10 @@ class [[nodiscard]] SparseHandle {
 };
 
 /// Adds up or averages sparse tensors (COO) of one shape and type, of which each rank has entries of its own: all
-/// entries are gathered. Gives a COO tensor that is not coalesced. No gradient flows through. `options` have no
-/// factors.
+/// entries are gathered, as one operation that meets the sparse allreduce of that name of ranks in Python. Gives a COO
+/// tensor that is not coalesced; of bools, sum and average are both "or". No gradient flows through. `options` have no
+/// factors. All ranks throw InvalidArgument, with the values and who gave them, where they differ in shape, type,
+/// number of sparse dimensions or op.
 at::Tensor sparse_allreduce(const at::Tensor& tensor, const ReduceOptions& options = {}, Site site = Site::current());
 SparseHandle sparse_allreduce_async(const at::Tensor& tensor, const ReduceOptions& options = {},
                                     Site site = Site::current());
