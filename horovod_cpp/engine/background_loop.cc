@@ -206,7 +206,7 @@ bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint dead
   TimePoint last_ring = last_move;
   bool done = all_done(handles);
   runtime_.hold_bells();
-  for (; !done; done = all_done(handles)) {
+  for (; !done && !runtime_.finished(); done = all_done(handles)) {
     const bool moved = runtime_.step();
     const TimePoint now = runtime_.stepped_at();
     if (now - last_ring > bell_patience) {  // however much moves: what is for one peer says nothing of another
@@ -217,17 +217,20 @@ bool BackgroundLoop::drive(std::span<HandleState* const> handles, TimePoint dead
       last_move = now;
       continue;
     }
-    if (now - last_move > spin_time_ || now > deadline || runtime_.finished()) break;
+    if (now - last_move > spin_time_ || now > deadline) break;
     spinner.pause();
   }
   return done;
 }
 
-void BackgroundLoop::shut_down() {
+bool BackgroundLoop::shut_down() {
   runtime_.request_shutdown();
   poller_.wake();
   const Duration most = 2 * Duration(runtime_.options().shutdown_timeout) + std::chrono::seconds(1);
-  ended_.wait_until(runtime_.clock().now() + most);
+  if (!ended_.wait_until(runtime_.clock().now() + most)) return false;
+  turn_.take();  // a waiter that drives sees the end, too
+  turn_.give();
+  return true;
 }
 
 Duration BackgroundLoop::cpu_time() const {

@@ -38,8 +38,9 @@ class BackgroundLoop {
     HandleState* const awaited = &handle;
     return wait({&awaited, 1}, deadline);
   }
-  /// Asks for the end of the job and waits for it; bounded by Options::shutdown_timeout.
-  void shut_down();
+  /// Asks for the end of the job and waits for it; bounded by Options::shutdown_timeout. True: it has ended, and no
+  /// thread steps the runtime any more. One thread at a time.
+  bool shut_down();
   /// Processor time of the thread so far.
   Duration cpu_time() const;
   std::int64_t wakeups() const { return wakeups_.load(std::memory_order_relaxed); }

@@ -130,9 +130,10 @@ void Session::start_timeline() {
 }
 
 void Session::shut_down() {
-  loop_->shut_down();
+  const bool ended = loop_->shut_down();
   timeline_->stop();
   if (runtime_->lost_a_peer()) MpiRuntime::skip_finalize();  // it would wait for the dead
+  if (ended && joined_->mpi() != nullptr) joined_->mpi()->close();
 }
 
 Session::~Session() {

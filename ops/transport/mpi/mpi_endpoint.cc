@@ -65,6 +65,11 @@ void MpiEndpoint::close(MpiLife life) {
   mover_.detach(life);
 }
 
+bool MpiEndpoint::finalized() const {
+  int finalized = 0;
+  return api_.finalized(&finalized) != 0 || finalized != 0;
+}
+
 bool MpiEndpoint::progress() {
   const bool received = receiving_ && failed_.ok() && take_mail();
   const bool moved = mover_.progress();

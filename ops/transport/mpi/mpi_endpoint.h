@@ -48,6 +48,9 @@ class MpiEndpoint {
   /// Until here. What comes later for `life` is thrown away.
   void close(MpiLife life);
 
+  /// Whether MPI has been finalised: nothing else may be called then.
+  bool finalized() const;
+
   /// Lets MPI work. True when anything arrived or ended.
   bool progress();
 

@@ -159,7 +159,10 @@ MpiRuntime::MpiRuntime(MpiProcess& process, std::vector<int> members)
   if (process_.endpoint) process_.endpoint->resume();
 }
 
-MpiRuntime::~MpiRuntime() {
+MpiRuntime::~MpiRuntime() { close(); }
+
+void MpiRuntime::close() {
+  if (std::exchange(closed_, true)) return;
   if (--process_.open_runtimes == 0 && process_.endpoint) process_.endpoint->stop();
 }
 

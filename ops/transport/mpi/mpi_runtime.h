@@ -47,6 +47,9 @@ class MpiRuntime {
   /// After the transports that it made. Does not finalise MPI: that happens when the process exits, if we initialised
   /// it, no MpiRuntime is open, nothing has failed and all ranks come to their exit.
   ~MpiRuntime();
+  /// What the destructor does, once the job has ended and nobody uses the transports any more: these may be destroyed
+  /// later, also after MPI has been finalised.
+  void close();
 
   /// Lives as long as the runtime. Its rank and size are those of MPI_COMM_WORLD, or among `members`. After an
   /// allgather that has failed every later one fails too: MPI cannot take back half a collective call.
@@ -69,6 +72,7 @@ class MpiRuntime {
 
   MpiProcess& process_;
   bool has_all_ranks_;
+  bool closed_ = false;
   std::unique_ptr<Bootstrap> bootstrap_;
 };
 

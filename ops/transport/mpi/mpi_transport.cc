@@ -28,6 +28,7 @@ MpiTransport::MpiTransport(MpiEndpoint& endpoint, MpiLife life, MpiLimits limits
 }
 
 MpiTransport::~MpiTransport() {
+  if (endpoint_.finalized()) return;  // a result that a user keeps has kept the job's memory, and this with it
   for (const auto& [name, announced] : announced_) drop(announced.announcement);
   endpoint_.close(life_);
 }

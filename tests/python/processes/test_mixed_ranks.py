@@ -133,8 +133,6 @@ for all_use_rare in (True, False):
     for embedding, count in ((embedder["words"], ranks), (embedder["rare"], ranks if all_use_rare else ranks - 1)):
         grad = embedding.weight.grad
         assert grad.is_sparse and torch.equal(grad.to_dense()[:4], torch.full((4, 4), float(count)).double()), grad
-del grad
-optimizer.zero_grad()  # what the library made and still lives at exit keeps MPI from being finalised
 mine = (entry(0, (3,), torch.float16), hvd.Sum) if rank == 0 else (entry(0, (4, 2), torch.bool), hvd.Average)
 try:
     hvd.sparse_allreduce_async(mine[0], "parted", mine[1])()

@@ -33,6 +33,31 @@ def test_an_mpi_of_the_program_is_respected(tmp_path: Path) -> None:
     assert output.count("fine") == 2 and "exit code 0" in output, output
 
 
+@pytest.mark.parametrize("transport", ["auto", "mpi"])
+def test_results_that_are_kept_until_the_end_do_not_keep_mpi_from_ending(tmp_path: Path, transport: str) -> None:
+    """Memory of the library keeps the job's objects, which mpirun must not take for a rank that failed."""
+    output = mpirun(
+        tmp_path,
+        2,
+        """
+        import torch
+        import horovod_cpp.torch as hvd
+        kept = []
+        for _ in range(2):
+            hvd.init()
+            kept.append(hvd.allgather(torch.ones(100_000)))
+            hvd.shutdown()
+        hvd.init()
+        embedding = torch.nn.Embedding(3, 4)
+        embedding.weight.grad = hvd.allgather(torch.ones(3, 4))[:3]
+        torch.kept = kept  # what is never destroyed
+        print("fine", flush=True)
+        """,
+        HOROVOD_TRANSPORT=transport,
+    )
+    assert output.count("fine") == 2 and "exit code 0" in output and "improperly" not in output, output
+
+
 def test_ranks_bound_to_one_core_each(tmp_path: Path) -> None:
     """mpirun's default for two ranks: the threads of a rank share a core."""
     output = mpirun(
