@@ -254,7 +254,9 @@ void broadcast_optimizer_state(optim::Optimizer& optimizer, int root_rank, Proce
   }
   NamedTensors named;
   for (const at::Tensor& tensor : tensors) {
-    named.emplace_back(std::string(kWhat) + "." + std::to_string(named.size()), tensor);
+    std::string name = kWhat;
+    name += "." + std::to_string(named.size());
+    named.emplace_back(std::move(name), tensor);
   }
   broadcast_tensors(named, root_rank, process_set, site);
 }
