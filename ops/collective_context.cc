@@ -1,6 +1,7 @@
 #include "ops/collective_context.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "common/check.h"
@@ -109,6 +110,14 @@ std::byte* CollectiveContext::lease(std::size_t bytes) {
   std::byte* const place = memory.get();
   if (place != nullptr) hold(std::move(memory));
   return place;
+}
+
+std::vector<int> CollectiveContext::awaited() const {
+  std::set<int> ranks;
+  for (const TransferRef& transfer : in_flight_) {
+    if (!transfer->done()) ranks.insert(transfer->peer);
+  }
+  return {ranks.begin(), ranks.end()};
 }
 
 void CollectiveContext::cancel(const Status& reason) {

@@ -75,6 +75,9 @@ class CollectiveContext {
   /// Such memory, of at least `bytes`, not initialised; nullptr when there is none to be had.
   std::byte* lease(std::size_t bytes);
 
+  /// Global ranks that have yet to send what is in flight here, or to take it; ascending.
+  std::vector<int> awaited() const;
+
   /// Ends everything in flight, and at once whatever is started later. The first reason stays.
   void cancel(const Status& reason);
   const Status& cancelled() const { return cancelled_; }

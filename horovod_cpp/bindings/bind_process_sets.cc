@@ -1,8 +1,9 @@
 // Process sets of the C ABI.
-// The GIL is let go while adding and removing wait for the other ranks.
+// Adding and removing wait for the other ranks as operations do: without the GIL, and Ctrl-C ends the wait.
 #include <pybind11/stl.h>
 
 #include "horovod_cpp/bindings/bind.h"
+#include "horovod_cpp/bindings/handle.h"
 
 namespace py = pybind11;
 
@@ -14,16 +15,18 @@ using Numbers = std::vector<std::int32_t>;
 std::int32_t add(const Numbers& ranks) {
   refuse_after_fork();
   const hvd_rank_list list = rank_list(ranks);
-  std::int32_t id = 0;
-  const py::gil_scoped_release without_gil;
-  check(hvd_process_set_add(&list, &id));
-  return id;
+  hvd_handle* started = nullptr;
+  check(hvd_process_set_add_async(&list, &started));
+  Handle handle(started, {});
+  handle.wait();
+  return handle.process_set();
 }
 
 void remove(std::int32_t id) {
   refuse_after_fork();
-  const py::gil_scoped_release without_gil;
-  check(hvd_process_set_remove(id));
+  hvd_handle* started = nullptr;
+  check(hvd_process_set_remove_async(id, &started));
+  Handle(started, {}).wait();
 }
 
 // Calls `list(data, capacity, &count)` until all numbers fit: their count may grow between two calls.

@@ -93,4 +93,6 @@ std::vector<std::int64_t> Handle::received_splits() const {
 
 int Handle::last_joined_rank() const { return output(0).last_joined_rank; }
 
+int Handle::process_set() const { return output(0).process_set; }
+
 }  // namespace hvd::bindings

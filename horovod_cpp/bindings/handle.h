@@ -33,6 +33,8 @@ class Handle {
   std::vector<std::int64_t> received_splits() const;
   /// After wait(), of a join.
   int last_joined_rank() const;
+  /// After wait(), of a process set that was added.
+  int process_set() const;
 
   /// Blocks as `wait` does until all are done, be it well or with a failure.
   friend void wait_all(const std::vector<Handle*>& handles);

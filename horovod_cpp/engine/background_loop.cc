@@ -106,27 +106,30 @@ BackgroundLoop::~BackgroundLoop() {
 
 void BackgroundLoop::run(const std::stop_token& stop) {
   if (!full_host_) ask_for_short_slices();
-  try {
-    while (!stop.stop_requested() && !runtime_.finished()) {
-      turn_.take();
-      const TimePoint deadline = work(stop);
-      sleeps_until_.store(deadline);
-      asleep_.store(true);
-      // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here. So is a
-      // waiter that wanted the Turn and has given up: the work that was left for it is this thread's again.
-      const bool may_sleep =
-          !runtime_.finished() && (left_for_waiter_ ? wanting_.load() > 0 : runtime_.prepare_to_sleep());
-      turn_.give();
-      if (may_sleep && !stop.stop_requested()) {
-        poller_.wait(deadline);
-        wakeups_.fetch_add(1, std::memory_order_relaxed);
-      }
-      asleep_.store(false);
+  while (!stop.stop_requested() && !runtime_.finished()) {
+    const bool may_sleep = work_and_prepare_to_sleep(stop);
+    if (may_sleep && !stop.stop_requested()) {
+      poller_.wait(sleeps_until_.load());
+      wakeups_.fetch_add(1, std::memory_order_relaxed);
     }
-  } catch (const std::exception& error) {
-    log::error("the background thread failed: {}", error.what());
+    asleep_.store(false);
   }
   ended_.complete({});
+}
+
+bool BackgroundLoop::work_and_prepare_to_sleep(const std::stop_token& stop) {
+  turn_.take();
+  const Turn::Giver giver(turn_);
+  try {
+    sleeps_until_.store(work(stop));
+    asleep_.store(true);
+    // After `asleep_` is visible: who hands something over from now on rings; what came before is seen here. So is a
+    // waiter that wanted the Turn and has given up: the work that was left for it is this thread's again.
+    return !runtime_.finished() && (left_for_waiter_ ? wanting_.load() > 0 : runtime_.prepare_to_sleep());
+  } catch (const std::exception& error) {
+    runtime_.break_down(error.what());
+    return false;
+  }
 }
 
 // Works until nothing moves any more, and while an answer of others is due, a little longer. Returns when to be back.
@@ -164,14 +167,22 @@ void BackgroundLoop::hurry() { poller_.hurry(); }
 bool BackgroundLoop::wait(std::span<HandleState* const> handles, TimePoint deadline) {
   if (all_done(handles)) return true;
   if (take_turn(handles)) {
-    const bool done = drive(handles, deadline);
-    // What was left undone is the background thread's again. It sleeps with what it knew before: it must know of
-    // new work and of earlier deadlines.
-    poller_.cancel_wake_later();
-    const bool quiet = runtime_.prepare_to_sleep();
-    const TimePoint next = runtime_.next_deadline();
-    turn_.give();
-    if (!quiet || runtime_.finished() || next < sleeps_until_.load()) poller_.wake();
+    bool done = false;
+    bool leaves_work = true;
+    {
+      const Turn::Giver giver(turn_);
+      try {
+        done = drive(handles, deadline);
+        // What was left undone is the background thread's again. It sleeps with what it knew before: it must know of
+        // new work and of earlier deadlines.
+        poller_.cancel_wake_later();
+        const bool quiet = runtime_.prepare_to_sleep();
+        leaves_work = !quiet || runtime_.finished() || runtime_.next_deadline() < sleeps_until_.load();
+      } catch (const std::exception& error) {
+        runtime_.break_down(error.what());
+      }
+    }
+    if (leaves_work) poller_.wake();
     if (done) return true;
   } else if (asleep_.load()) {
     poller_.wake();

@@ -47,6 +47,7 @@ class BackgroundLoop {
 
  private:
   void run(const std::stop_token& stop);
+  bool work_and_prepare_to_sleep(const std::stop_token& stop);
   TimePoint work(const std::stop_token& stop);
   bool take_turn(std::span<HandleState* const> handles);
   bool drive(std::span<HandleState* const> handles, TimePoint deadline);

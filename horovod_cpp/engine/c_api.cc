@@ -102,22 +102,24 @@ Status enqueue(const std::shared_ptr<hvd::Session>& here, const hvd_operation& o
   return {};
 }
 
-// A collective of the engine's own, waited for.
-hvd::Result<hvd::HandleRef> run_set_operation(hvd::Session& here, hvd::OpKind op, hvd::Shape ranks) {
-  if (!here.runtime().options().dynamic_process_sets) {
+// A collective of the engine's own.
+Status start_set_operation(const std::shared_ptr<hvd::Session>& here, hvd::OpKind op, hvd::Shape ranks,
+                           hvd_handle** handle) {
+  if (!here->runtime().options().dynamic_process_sets) {
     return Status::precondition(
         "Set HOROVOD_DYNAMIC_PROCESS_SETS=1 to allow adding/removing process sets after Horovod initialization.");
   }
   hvd::TensorEntry entry;
   entry.request.key.op = op;
   entry.request.shape = std::move(ranks);
-  auto state = std::make_shared<hvd::HandleState>();
-  entry.handle = state;
-  HVD_RETURN_IF_ERROR(here.runtime().enqueue(std::move(entry), {}));
-  here.loop().notify();
-  here.loop().wait(*state, hvd::kNever);
-  HVD_RETURN_IF_ERROR(state->status());
-  return state;
+  auto made = std::make_unique<hvd_handle>();
+  made->session = here;
+  made->state = std::make_shared<hvd::HandleState>();
+  entry.handle = made->state;
+  HVD_RETURN_IF_ERROR(here->runtime().enqueue(std::move(entry), {}));
+  here->loop().notify();
+  *handle = made.release();
+  return {};
 }
 
 // Until all are done; a handle may be of an earlier session.
@@ -232,20 +234,33 @@ int hvd_get_topology(hvd_topology* topology) {
   });
 }
 
-int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id) {
-  return with_session([&](const auto& here) -> Status {
+int hvd_process_set_add_async(const hvd_rank_list* ranks, hvd_handle** handle) {
+  return with_session([&](const auto& here) {
     const std::vector<int> members = sorted(*ranks);
-    auto done = run_set_operation(*here, hvd::OpKind::kProcessSetAdd, {members.begin(), members.end()});
-    if (!done) return done.status();
-    *id = done.value()->output().process_set;
-    return {};
+    return start_set_operation(here, hvd::OpKind::kProcessSetAdd, {members.begin(), members.end()}, handle);
   });
 }
 
+int hvd_process_set_remove_async(int32_t id, hvd_handle** handle) {
+  return with_session(
+      [&](const auto& here) { return start_set_operation(here, hvd::OpKind::kProcessSetRemove, {id}, handle); });
+}
+
+int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id) {
+  hvd_handle* handle = nullptr;
+  int code = hvd_process_set_add_async(ranks, &handle);
+  if (code == HVD_OK) code = hvd_handle_wait(handle, /*limit_nanoseconds=*/-1);
+  if (code == HVD_OK) *id = handle->state->output().process_set;
+  hvd_handle_destroy(handle);
+  return code;
+}
+
 int hvd_process_set_remove(int32_t id) {
-  return with_session([&](const auto& here) -> Status {
-    return run_set_operation(*here, hvd::OpKind::kProcessSetRemove, {id}).status();
-  });
+  hvd_handle* handle = nullptr;
+  int code = hvd_process_set_remove_async(id, &handle);
+  if (code == HVD_OK) code = hvd_handle_wait(handle, /*limit_nanoseconds=*/-1);
+  hvd_handle_destroy(handle);
+  return code;
 }
 
 int hvd_process_set_ids(int32_t* ids, int32_t capacity, int32_t* count) {
@@ -331,6 +346,7 @@ int hvd_handle_group_output(hvd_handle* handle, int32_t index, hvd_output* outpu
     filled.received_splits = result.received.data();
     filled.received_split_count = static_cast<int32_t>(result.received.size());
     filled.last_joined_rank = result.last_joined;
+    filled.process_set = result.process_set;
     write_struct(output, filled);
     return {};
   });

@@ -177,6 +177,7 @@ void Executor::start(Lane& lane, CallRef call) {
     settings.activities = &call->activities;
   }
   call->context = std::make_unique<CollectiveContext>(loop_, fabric_, call->membership, std::move(settings));
+  call->begun = loop_.now();
   (is_standing_call(response.call) ? lane.standing : lane.running).emplace(response.call, call);
   ++in_flight_;
   statistics_.collective_calls.add(1);
@@ -530,6 +531,37 @@ void Executor::fail_rank(int rank, const Status& reason) {
 
 void Executor::fail_all(const Status& reason) {
   for (auto& [id, lane] : lanes_) fail_set(id, reason);
+}
+
+void Executor::give_up_call(const CallInFlight& call, const Status& reason) {
+  const auto lane = lanes_.find(call.process_set);
+  if (lane == lanes_.end()) return;
+  const auto& calls = is_standing_call(call.call) ? lane->second.standing : lane->second.running;
+  if (const auto found = calls.find(call.call); found != calls.end()) found->second->context->cancel(reason);
+}
+
+TimePoint Executor::oldest_call() const {
+  TimePoint oldest = kNever;
+  for (const auto& [id, lane] : lanes_) {
+    if (!lane.running.empty()) oldest = std::min(oldest, lane.running.begin()->second->begun);  // they begin in order
+    for (const auto& [number, call] : lane.standing) oldest = std::min(oldest, call->begun);
+  }
+  return oldest;
+}
+
+std::vector<CallInFlight> Executor::calls_begun_before(TimePoint time) const {
+  std::vector<CallInFlight> found;
+  const auto look_at = [&](const Call& call) {
+    if (call.begun >= time) return;
+    const Response& response = call.response;
+    found.push_back({response.process_set, response.call, response.op, response.entries.front().name,
+                     response.entries.size(), call.begun, call.context->awaited()});
+  };
+  for (const auto& [id, lane] : lanes_) {
+    for (const auto& [number, call] : lane.running) look_at(*call);
+    for (const auto& [number, call] : lane.standing) look_at(*call);
+  }
+  return found;
 }
 
 void Executor::fail_call(const FailedCall& failed) {

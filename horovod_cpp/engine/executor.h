@@ -34,6 +34,17 @@ struct ExecutorStatistics {
   Counter standing_calls_withdrawn;  ///< of these, not begun by all ranks, and negotiated after all
 };
 
+/// A call that has begun and has not ended, for messages.
+struct CallInFlight {
+  ProcessSetId process_set = 0;
+  std::uint64_t call = 0;
+  OpKind op = OpKind::kAllreduce;
+  std::string name;       ///< of its first operation
+  std::size_t count = 0;  ///< of its operations
+  TimePoint begun;
+  std::vector<int> awaited;  ///< global ranks that have yet to send something, or to take it
+};
+
 class Executor {
  public:
   Executor(Loop& loop, Fabric& fabric, const ProcessSetTable& sets, TensorQueue& queue, Devices& devices,
@@ -55,10 +66,15 @@ class Executor {
   /// Another member could not finish the call; it may not have started here yet.
   void fail_call(const FailedCall& failed);
   void fail_all(const Status& reason);
+  /// Ends a call that is in flight; the other ranks are told as of any that fails.
+  void give_up_call(const CallInFlight& call, const Status& reason);
   /// Ends entries that never became a call.
   void end_entries(std::vector<TensorEntry> entries, const Status& reason);
 
   int in_flight() const { return in_flight_; }
+  /// When the oldest call that is in flight began; kNever when there is none.
+  TimePoint oldest_call() const;
+  std::vector<CallInFlight> calls_begun_before(TimePoint time) const;
   bool idle() const { return in_flight_ == 0 && queued_ == 0; }
   /// Any thread.
   const ExecutorStatistics& statistics() const { return statistics_; }
@@ -76,6 +92,7 @@ class Executor {
     std::unique_ptr<Backend> of_device;  // what carries it out, where that is not the host's
     Backend* backend = nullptr;
     Priority priority = 0;
+    TimePoint begun;
     bool withdrawn = false;
   };
   using CallRef = std::shared_ptr<Call>;

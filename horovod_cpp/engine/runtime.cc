@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <exception>
 #include <utility>
 
 #include "common/log.h"
@@ -55,6 +57,7 @@ Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings se
       executor_(loop_, *fabric_, sets_, queue_, devices_, settings_.options,
                 [this](CallEnded ended) { ended_calls_.push_back(std::move(ended)); }),
       stalls_(settings_.options.stall_check_time),
+      slow_calls_(settings_.options.stall_check_time, settings_.options.stall_shutdown_time),
       said_goodbye_(static_cast<std::size_t>(fabric_->size())),
       lost_(static_cast<std::size_t>(fabric_->size())) {
   executor_.record_in(settings_.timeline);
@@ -152,6 +155,7 @@ bool Runtime::step() {
     moved = true;
   }
   if (check_stalls(stepped_at_)) moved = true;
+  if (check_calls(stepped_at_)) moved = true;
   if (continue_closing(stepped_at_)) moved = true;
   return moved;
 }
@@ -183,6 +187,7 @@ TimePoint Runtime::next_deadline() const {
   TimePoint next = std::min({loop_.next_timer(), controller_deadline_, closing_deadline_, shutdown_deadline_});
   next = std::min(next, fabric_->next_deadline());
   next = std::min(next, stalls_.next_look(queue_));
+  next = std::min(next, slow_calls_.next_look(executor_));
   if (fabric_->needs_polling()) next = std::min(next, clock_.now() + kPollingNap);
   return next;
 }
@@ -237,6 +242,16 @@ bool Runtime::check_stalls(TimePoint now) {
   return true;
 }
 
+// All ranks have agreed on these, but they do not end: a rank has stopped, or its network.
+bool Runtime::check_calls(TimePoint now) {
+  const CallInspector::Found found = slow_calls_.look(executor_, now);
+  if (!found.slow.empty()) log::warning("{}", CallInspector::report(found.slow, now));
+  for (const CallInFlight& call : found.late) {
+    executor_.give_up_call(call, Status::internal(CallInspector::late_text(call, now)));
+  }
+  return !found.slow.empty() || !found.late.empty();
+}
+
 // ---- events of the transports ---------------------------------------------------------------------------------------
 
 void Runtime::on_control(int peer, std::span<const std::byte> message) { dispatch(MessageArrived{peer, message}); }
@@ -251,6 +266,32 @@ void Runtime::on_peer_lost(int peer, const Status& status) {
 void Runtime::on_goodbye(int peer) { said_goodbye_[static_cast<std::size_t>(peer)] = true; }
 
 // ---- the end --------------------------------------------------------------------------------------------------------
+
+// Each part by itself: what has thrown may throw again.
+void Runtime::break_down(const char* what) noexcept {
+  const auto attempt = [](const auto& part) {
+    try {
+      part();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "horovod_cpp: %s\n", error.what());  // the log may be what throws
+    }
+  };
+  Status reason = Status::internal("the engine has failed");
+  attempt([&] { reason = Status::internal(fmt::format("the engine of rank {} has failed: {}", rank(), what)); });
+  attempt([&] { log::error("{}", reason.text()); });
+  closing_ = true;  // that the peers are gone is no news
+  lost_a_peer_.store(true);
+  attempt([&] { executor_.end_entries(queue_.close(reason), reason); });
+  attempt([&] { executor_.fail_all(reason); });
+  attempt([&] {
+    while (loop_.run_ready(kResumesPerStep) > 0) {
+    }
+  });
+  for (int peer = 0; peer < size(); ++peer) {
+    if (peer != rank()) attempt([&] { fabric_->give_up(peer, reason); });
+  }
+  finished_.store(true);
+}
 
 void Runtime::begin_closing(const Status& reason) {
   closing_ = true;

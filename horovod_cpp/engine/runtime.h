@@ -11,6 +11,7 @@
 #include "common/fault.h"
 #include "common/guarded.h"
 #include "common/loop/loop.h"
+#include "horovod_cpp/engine/call_inspector.h"
 #include "horovod_cpp/engine/controller.h"
 #include "horovod_cpp/engine/executor.h"
 #include "horovod_cpp/engine/stall_inspector.h"
@@ -77,6 +78,9 @@ class Runtime final : private TransportEvents {
   bool step();
   /// When the last step ended, about.
   TimePoint stepped_at() const { return stepped_at_; }
+  /// The engine has thrown `what`, or something under it has, and nobody knows how far it came: ends all operations,
+  /// and the job of this rank, which its peers see as a loss. Throws nothing.
+  void break_down(const char* what) noexcept;
   /// Before sleeping; false when there is something to do after all.
   bool prepare_to_sleep() { return fabric_->arm() && !has_new_work() && !loop_.has_ready() && ended_calls_.empty(); }
   void woken() { fabric_->disarm(); }
@@ -99,6 +103,7 @@ class Runtime final : private TransportEvents {
   void fail_set(const FailedSet& failed);
   bool take_enqueued();
   bool check_stalls(TimePoint now);
+  bool check_calls(TimePoint now);
   void begin_closing(const Status& reason);
   bool continue_closing(TimePoint now);
   void publish_sets();
@@ -114,6 +119,7 @@ class Runtime final : private TransportEvents {
   Devices devices_;
   Executor executor_;
   StallInspector stalls_;
+  CallInspector slow_calls_;
   std::vector<CallEnded> ended_calls_;  // told to the controller after the step that ended them
   TimePoint controller_deadline_ = kNever;
   TimePoint stepped_at_{};

@@ -19,6 +19,17 @@ class Turn {
     holder_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     return true;
   }
+  /// Gives the Turn back at the end of a scope, also when something is thrown there.
+  class Giver {
+   public:
+    explicit Giver(Turn& taken) : taken_(taken) {}
+    Giver(const Giver&) = delete;
+    Giver& operator=(const Giver&) = delete;
+    ~Giver() { taken_.give(); }
+
+   private:
+    Turn& taken_;
+  };
   void give() {
     holder_.store(std::thread::id(), std::memory_order_relaxed);
     mutex_.unlock();

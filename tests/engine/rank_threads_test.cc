@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <numeric>
+#include <stdexcept>
 #include <thread>
 
 namespace hvd::testing {
@@ -60,6 +63,78 @@ TEST(RankThreads, AMismatchIsAnErrorOnEveryRankAndTheJobGoesOn) {
     EXPECT_TRUE(hvd.allreduce("w", right, right).ok());
     EXPECT_EQ(right[3], 3.0f);
   });
+}
+
+// Throws once, on the first rank that receives a control message once it is armed.
+class ThrowingHook final : public FaultHook {
+ public:
+  FaultAction at(FaultPoint point, int /*peer*/) override {
+    if (point == FaultPoint::kControlReceive && armed.exchange(false)) throw std::runtime_error("a planted failure");
+    return FaultAction::kPass;
+  }
+  std::atomic<bool> armed{false};
+};
+
+TEST(RankThreads, WhatTheEngineThrowsEndsTheJobOnEveryRankWithTheReason) {
+  for (const bool waiters_drive : {true, false}) {
+    ThrowingHook hook;
+    TestRank::Settings settings;
+    settings.fault = &hook;
+    std::atomic<int> told_the_reason{0};
+    const auto body = [&](TestRank& hvd) {
+      std::vector<float> values(10, 1.0f);
+      ASSERT_TRUE(hvd.allreduce("before", values, values).ok());
+      ASSERT_TRUE(hvd.barrier("armed").ok());
+      hook.armed.store(true);
+      auto handle = hvd.allreduce_async("after", values, values);
+      if (handle.ok() && !waiters_drive) {  // the background thread does it
+        const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+        while (!(*handle)->done() && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+      }
+      const Status ended = hvd.wait(handle);
+      EXPECT_FALSE(ended.ok());
+      if (ended.text().find("a planted failure") != std::string::npos) told_the_reason.fetch_add(1);
+      EXPECT_FALSE(hvd.barrier("later").ok());
+    };
+    run_ranks(3, body, settings);
+    EXPECT_GE(told_the_reason.load(), 1);
+  }
+}
+
+// Loses one segment.
+class DroppingHook final : public FaultHook {
+ public:
+  FaultAction at(FaultPoint point, int /*peer*/) override {
+    const bool drop = point == FaultPoint::kSegmentSend && armed.exchange(false);
+    return drop ? FaultAction::kDrop : FaultAction::kPass;
+  }
+  std::atomic<bool> armed{false};
+};
+
+TEST(RankThreads, ACallThatDoesNotEndIsGivenUpInTimeAndTheJobGoesOn) {
+  for (const std::size_t count : {std::size_t{10}, std::size_t{100'003}}) {
+    DroppingHook hook;
+    TestRank::Settings settings;
+    settings.fault = &hook;
+    settings.options.stall_check_time = std::chrono::seconds(1);
+    settings.options.stall_shutdown_time = std::chrono::seconds(1);
+    const auto body = [&](TestRank& hvd) {
+      std::vector<float> values(count, 1.0f);
+      ASSERT_TRUE(hvd.barrier("together").ok());
+      hook.armed.store(true);
+      const Status ended = hvd.allreduce("stuck", values, values);
+      EXPECT_NE(
+          ended.text().find("allreduce 'stuck' has begun and not ended within HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"),
+          std::string::npos)
+          << ended.text();
+      EXPECT_NE(ended.text().find(", for rank"), std::string::npos) << ended.text();
+      std::fill(values.begin(), values.end(), 1.0f);
+      ASSERT_TRUE(hvd.barrier("all have seen it").ok());
+      EXPECT_TRUE(hvd.allreduce("stuck", values, values).ok());
+      EXPECT_EQ(values.back(), 3.0f);
+    };
+    run_ranks(3, body, settings);
+  }
 }
 
 void reduce_many_tensors_in_different_orders(const TestRank::Settings& settings) {

@@ -161,6 +161,12 @@ HVD_API int hvd_nccl_text(const char** text);
 HVD_API int hvd_process_set_add(const hvd_rank_list* ranks, int32_t* id);
 /* Collective as above; the set must not be in use. Set 0 stays. */
 HVD_API int hvd_process_set_remove(int32_t id);
+/* The same without blocking: *handle is done once all ranks have called; hvd_handle_output then tells the id. Errors
+ * that the ranks find out together come from waiting for it. A handle that is destroyed before does not undo the call.
+ */
+struct hvd_handle;
+HVD_API int hvd_process_set_add_async(const hvd_rank_list* ranks, struct hvd_handle** handle);
+HVD_API int hvd_process_set_remove_async(int32_t id, struct hvd_handle** handle);
 /* Number of sets, set 0 included; writes up to `capacity` ids in ascending order. */
 HVD_API int hvd_process_set_ids(int32_t* ids, int32_t capacity, int32_t* count);
 /* Ranks of a set in ascending order; HVD_INVALID_ARGUMENT for an unknown id. */
@@ -255,6 +261,7 @@ typedef struct hvd_output {
   int32_t last_joined_rank; /* join */
   int32_t memory_kind;      /* of an output that the engine made */
   int32_t device;
+  int32_t process_set; /* that was added or removed */
 } hvd_output;
 
 /* The result of a handle that is done without failure; of a group: of its first tensor. */

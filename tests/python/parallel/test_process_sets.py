@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from reference import all_inputs, assert_reduced, reduced
 from test_adasum import adasum_of_all
 
 import horovod_cpp.torch as hvd
+from horovod_cpp import _core
 
 pytestmark = pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 
@@ -46,6 +49,33 @@ def test_sets_know_their_ranks(even_and_odd: Sets) -> None:
         else:
             with pytest.raises(ValueError, match="Process is not part of provided process set"):
                 process_set.rank()
+
+
+def test_an_interrupt_ends_the_wait_for_ranks_that_add_no_set_yet() -> None:
+    """The call goes on: the set is there once the others have called."""
+    if hvd.size() == 1:
+        pytest.skip("one rank waits for nobody")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if hvd.rank() == 0:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            hvd.add_process_set([0])
+        signal.signal(signal.SIGALRM, before)
+        hvd.broadcast_object(None, 0, name="the wait has ended")
+    else:
+        hvd.broadcast_object(None, 0, name="the wait has ended")
+        added = hvd.add_process_set([0])
+        assert hvd.remove_process_set(added)
+        return
+    deadline = time.monotonic() + 30
+    while not (added_here := [one for one in _core.process_set_ids() if _core.process_set_ranks(one) == [0]]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    _core.process_set_remove(added_here[0])
 
 
 def test_adasum_of_a_part_of_the_ranks(even_and_odd: Sets) -> None:

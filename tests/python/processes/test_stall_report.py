@@ -66,3 +66,61 @@ def test_every_rank_reads_what_the_others_wait_for_instead(
     assert "exit code 0" in output, output
     for rank in range(3):
         assert f"rank {rank} read it" in output and f"rank {rank} goes on" in output, output
+
+
+# Rank 1 stops in the middle of a call that all ranks have begun.
+STOPPED = """
+    import os
+    import signal
+    import time
+    import torch
+    import horovod_cpp.torch as hvd
+
+    hvd.init()
+    pids = hvd.allgather_object(os.getpid(), name="pids")
+    path = f"{os.environ['FOLDER']}/rank.{hvd.rank()}"
+    own_stderr = os.dup(2)
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    handle = hvd.allreduce_async(torch.ones(3_000_000), op=hvd.Sum, name="large")
+    expected = "This rank waits in allreduce 'large' for 1 s, for rank 1"
+    if hvd.rank() == 0:
+        deadline = time.monotonic() + 30
+        while WAITS and time.monotonic() < deadline:
+            time.sleep(0.05)
+            hvd.poll(handle)
+        os.kill(pids[1], signal.SIGCONT)
+    try:
+        print(f"rank {hvd.rank()} got {hvd.synchronize(handle)[-1].item()}", flush=True)
+    except hvd.HorovodInternalError as error:
+        print(f"rank {hvd.rank()}: {error}", flush=True)
+    os.dup2(own_stderr, 2)
+    print(f"rank {hvd.rank()} was told" if expected in open(path).read() else open(path).read(), flush=True)
+    assert hvd.allreduce(torch.ones(3), op=hvd.Sum, name="afterwards")[0] == hvd.size()
+    print(f"rank {hvd.rank()} goes on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "is given up"])
+def test_a_call_in_flight_tells_whom_it_waits_for(tmp_path: Path, ends: bool, transport: str) -> None:
+    program = STOPPED.replace("WAITS", "not hvd.poll(handle)" if ends else "expected not in open(path).read()")
+    output = mpirun(
+        tmp_path,
+        2,
+        program,
+        FOLDER=str(tmp_path),
+        HOROVOD_TRANSPORT=transport,
+        HOROVOD_STALL_CHECK_TIME_SECONDS="1",
+        HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="3" if ends else "0",
+        # The first segment is a pid.
+        HOROVOD_FAULT="stop@segment_receive#4:rank=1",
+    )
+    assert "exit code 0" in output and "rank 0 was told" in output, output
+    for rank in range(2):
+        assert f"rank {rank} goes on" in output, output
+        if ends:
+            assert f"rank {rank}: allreduce 'large'" in output and "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS" in output, (
+                output
+            )
+        else:
+            assert f"rank {rank} got 2.0" in output, output
