@@ -534,6 +534,7 @@ void Executor::fail_all(const Status& reason) {
 }
 
 void Executor::give_up_call(const CallInFlight& call, const Status& reason) {
+  devices_.fail_call(call.process_set, call.call, reason);
   const auto lane = lanes_.find(call.process_set);
   if (lane == lanes_.end()) return;
   const auto& calls = is_standing_call(call.call) ? lane->second.standing : lane->second.running;

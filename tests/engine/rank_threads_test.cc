@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <numeric>
 #include <stdexcept>
@@ -65,6 +66,21 @@ TEST(RankThreads, AMismatchIsAnErrorOnEveryRankAndTheJobGoesOn) {
   });
 }
 
+// Arms a hook while no rank is in an operation.
+class Arming {
+ public:
+  explicit Arming(int ranks) : everybody_(ranks) {}
+
+  void arm(std::atomic<bool>& armed) {
+    everybody_.arrive_and_wait();
+    armed.store(true);  // all do, before any goes on
+    everybody_.arrive_and_wait();
+  }
+
+ private:
+  std::barrier<> everybody_;
+};
+
 // Throws once, on the first rank that receives a control message once it is armed.
 class ThrowingHook final : public FaultHook {
  public:
@@ -78,14 +94,14 @@ class ThrowingHook final : public FaultHook {
 TEST(RankThreads, WhatTheEngineThrowsEndsTheJobOnEveryRankWithTheReason) {
   for (const bool waiters_drive : {true, false}) {
     ThrowingHook hook;
+    Arming arming(3);
     TestRank::Settings settings;
     settings.fault = &hook;
     std::atomic<int> told_the_reason{0};
     const auto body = [&](TestRank& hvd) {
       std::vector<float> values(10, 1.0f);
-      ASSERT_TRUE(hvd.allreduce("before", values, values).ok());
-      ASSERT_TRUE(hvd.barrier("armed").ok());
-      hook.armed.store(true);
+      EXPECT_TRUE(hvd.allreduce("before", values, values).ok());
+      arming.arm(hook.armed);
       auto handle = hvd.allreduce_async("after", values, values);
       if (handle.ok() && !waiters_drive) {  // the background thread does it
         const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
@@ -114,14 +130,14 @@ class DroppingHook final : public FaultHook {
 TEST(RankThreads, ACallThatDoesNotEndIsGivenUpInTimeAndTheJobGoesOn) {
   for (const std::size_t count : {std::size_t{10}, std::size_t{100'003}}) {
     DroppingHook hook;
+    Arming arming(3);
     TestRank::Settings settings;
     settings.fault = &hook;
     settings.options.stall_check_time = std::chrono::seconds(1);
     settings.options.stall_shutdown_time = std::chrono::seconds(1);
     const auto body = [&](TestRank& hvd) {
       std::vector<float> values(count, 1.0f);
-      ASSERT_TRUE(hvd.barrier("together").ok());
-      hook.armed.store(true);
+      arming.arm(hook.armed);
       const Status ended = hvd.allreduce("stuck", values, values);
       EXPECT_NE(
           ended.text().find("allreduce 'stuck' has begun and not ended within HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"),
