@@ -31,10 +31,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=FASHION_MNIST, help="folder with the IDX files, plain or .gz")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of an epoch; all images if not given")
     parser.add_argument("--batch-size", type=int, default=64, help="images a step on each rank")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="for one rank; it grows with their number")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--rounds", type=int, default=24, help="of the measurement after the training; 0: no table")
+    parser.add_argument(
+        "--expect", type=float, default=0.0, metavar="PERCENT", help="the test accuracy below which the job fails"
+    )
     return parser.parse_args()
 
 
@@ -75,7 +79,7 @@ def train_epoch(
     # The same order on all ranks; each takes its share of every step.
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed + epoch))
     together = arguments.batch_size * hvd.size()
-    steps = len(data) // together
+    steps = min(len(data) // together, arguments.steps or len(data))
     network.train()
     progress = tqdm(
         range(steps),
@@ -234,7 +238,13 @@ def main() -> None:
         measurement.run(arguments.rounds)
         if hvd.rank() == 0:
             measurement.print_table(final_accuracy, seconds)
+    is_enough = 100 * final_accuracy >= arguments.expect
+    if not is_enough:
+        if hvd.rank() == 0:
+            print(f"the test accuracy is below {arguments.expect:g} %", flush=True)
+        hvd.barrier()  # the launcher ends all ranks when one has failed; rank 0 has said everything by then
     hvd.shutdown()
+    sys.exit(0 if is_enough else 1)
 
 
 if __name__ == "__main__":
