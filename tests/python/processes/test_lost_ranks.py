@@ -1,20 +1,20 @@
-"""What the others see when a rank is gone, stopped or leaves, and what is left behind."""
+"""What the others see when a rank is gone, stopped or leaves."""
 
 from __future__ import annotations
 
 import re
 import signal
-from pathlib import Path
+import time
 
 import pytest
 
-TRANSPORTS = ["shm", "tcp"]
+TRANSPORTS = ["shm", "tcp", "mpi"]
 
-# Rank 1 stays away from the operation that the others wait for; they say how it ended, and how long after the kill.
+# Rank 1 stays away from the operation that the others wait for; they say how it ended, and when.
 WAITING = """
 hvd.init()
 hvd.allreduce(torch.ones(10), name="before")
-say("ready", os.getpid())
+say("ready")
 if rank == 1:
     time.sleep(600)
 try:
@@ -37,19 +37,17 @@ except hvd.HorovodInternalError as error:
         "barrier()",
     ],
 )
-def test_a_killed_rank_ends_every_wait(start, operation: str, transport: str) -> None:
-    import time
-
+def test_a_killed_rank_ends_every_wait_within_a_second(start, operation: str, transport: str) -> None:
     job = start(3, WAITING.format(operation=operation), HOROVOD_TRANSPORT=transport)
     job.wait_for_all("ready")
     time.sleep(0.2)  # not needed for the result: it makes it likely that the others wait already
-    killed = time.monotonic()
-    job.send(1, signal.SIGKILL)
+    # One clock for all processes. It runs from when the rank is gone, not from the signal: on a busy machine a process
+    # may need long to die. The others most often know it before this process does.
+    gone = job.kill(1)
     for rank, output in job.finish([0, 2]).items():
-        assert "rank 1" in output, output
+        assert re.search(r"error:.*rank 1\b", output), output
         assert "no error" not in output, f"rank {rank}: {output}"
-        ended = float(re.search(r"ended at ([\d.]+)", output)[1])
-        assert ended - killed < 10, output
+        assert float(re.search(r"ended at (\S+)", output)[1]) - gone < 1, output
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -137,7 +135,7 @@ def test_a_stopped_rank_is_waited_for(start, transport: str) -> None:
         assert "done" in output, output
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ["shm", "tcp"])  # MPI carries no control messages
 @pytest.mark.parametrize("point", ["control_send", "control_receive"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_corrupted_message_ends_the_job_on_every_rank(start, victim: int, point: str, transport: str) -> None:
@@ -179,20 +177,6 @@ def test_an_exit_without_shutdown_names_the_rank(start) -> None:
     for rank, output in job.finish().items():
         if rank != 2:
             assert re.search(r"error:.*[Rr]ank 2\b", output), output
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_nothing_is_left_behind(start, transport: str) -> None:
-    def leftovers() -> set[str]:
-        return {str(path) for folder in ("/dev/shm", "/tmp") for path in Path(folder).glob("*horovod*")}
-
-    before = leftovers()
-    job = start(2, 'hvd.init()\nhvd.allreduce(torch.ones(100000), name="x")\nsay("ready")\ntime.sleep(600)')
-    job.wait_for_all("ready")
-    for rank in range(2):
-        job.send(rank, signal.SIGKILL)
-    job.finish()
-    assert leftovers() == before
 
 
 def test_settings_that_differ_are_named(start) -> None:
