@@ -98,7 +98,7 @@ def init(process_sets: Sequence[Sequence[int]], comm: Sequence[int], settings: S
     """Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch."""
 
 def shutdown() -> None:
-    """End the job for all ranks. Blocks for about 2 s at most. Does nothing in a forked child."""
+    """End the job for all ranks. Blocks for about 5 s at most. Does nothing in a forked child."""
 
 def interpreter_ends() -> None:
     """Call first in an exit handler: threads that wait for operations stay asleep from now on."""

@@ -53,7 +53,7 @@ hvd_topology topology() {
 void bind_lifecycle(py::module_& module) {
   module.def("init", init, py::arg("process_sets"), py::arg("comm"), py::arg("settings"),
              "Join the ranks of the job. Blocks. An empty `comm` means all ranks of the launch.");
-  module.def("shutdown", shutdown, "End the job for all ranks. Blocks for about 2 s at most.");
+  module.def("shutdown", shutdown, "End the job for all ranks. Blocks for about 5 s at most.");
   module.def("interpreter_ends", interpreter_ends,
              "Call first in an exit handler: threads that wait for operations stay asleep from now on.");
   module.def("is_initialized", [] { return !used_after_fork() && hvd_is_initialized() == 1; });

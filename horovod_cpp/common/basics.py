@@ -116,7 +116,7 @@ def _bind(sets: list[ProcessSet]) -> None:
 
 
 def shutdown() -> None:
-    """End the job for all ranks: operations in flight anywhere end with an error. Blocks for about 2 s at most.
+    """End the job for all ranks: operations in flight anywhere end with an error. Blocks for about 5 s at most.
 
     Runs at exit, too. Does nothing before `init` and in a forked child. `init` may be called again afterwards.
     """

@@ -104,7 +104,7 @@ typedef struct hvd_init_options {
  * met or HOROVOD_START_TIMEOUT has passed. A second call does nothing. `options` may be NULL. */
 HVD_API int hvd_init(const hvd_init_options* options);
 
-/* Ends the job for all ranks: what is in flight anywhere ends with an error. Blocks for at most about 2 s.
+/* Ends the job for all ranks: what is in flight anywhere ends with an error. Blocks for at most about 5 s.
  * Does nothing before hvd_init. hvd_init may be called again afterwards. */
 HVD_API int hvd_shutdown(void);
 

@@ -46,7 +46,7 @@ inline void init(const InitOptions& options = {}, std::source_location site = st
   detail::check(hvd_init(&given), "init", site);
 }
 
-/// Ends the job for all ranks: what is in flight anywhere ends with an error. Blocks for about 2 s at most. Does
+/// Ends the job for all ranks: what is in flight anywhere ends with an error. Blocks for about 5 s at most. Does
 /// nothing before init; init may be called again afterwards.
 inline void shutdown(std::source_location site = std::source_location::current()) {
   detail::check(hvd_shutdown(), "shutdown", site);
