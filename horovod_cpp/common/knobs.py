@@ -1,12 +1,57 @@
-"""Environment variables of Horovod that the library does not read: most have no effect; `init` says so, once."""
+"""HOROVOD_* variables that the library does not read, be they Horovod's or misspelt: `init` says so, once."""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import os
 import warnings
 
-# Pattern of names, and why. docs/migrating.md has the whole table.
+_PREFIX = "HOROVOD_"
+# What is read, after the prefix. tests/project/test_variables.py compares these with the code that reads.
+_SETTINGS = (
+    "CACHE_CAPACITY",
+    "CYCLE_TIME",
+    "DYNAMIC_PROCESS_SETS",
+    "ELASTIC",
+    "FAULT",
+    "FUSION_COPY_LIMIT",
+    "FUSION_THRESHOLD",
+    "GPU_OPERATIONS",
+    "LOG_HIDE_TIME",
+    "LOG_LEVEL",
+    "MODULE_PATH",
+    "MPI_LIBRARY",
+    "NCCL_LIBRARY",
+    "NCCL_REGISTERED_BYTES",
+    "PULL_FROM_BYTES",
+    "SEGMENT_BYTES",
+    "SMALL_LIMIT",
+    "SPIN_TIME",
+    "STALL_CHECK_DISABLE",
+    "STALL_CHECK_TIME_SECONDS",
+    "STALL_SHUTDOWN_TIME_SECONDS",
+    "STANDING_AFTER",
+    "STANDING_LIMIT",
+    "START_TIMEOUT",
+    "TIMELINE",
+    "TIMELINE_MARK_CYCLES",
+    "TRANSPORT",
+)
+# What hvdrun tells its ranks.
+_OF_THE_LAUNCHER = (
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "JOB_TOKEN",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "RANK",
+    "RENDEZVOUS_ADDR",
+    "RENDEZVOUS_FD",
+    "RENDEZVOUS_PORT",
+    "SIZE",
+)
+# Of Horovod's variables that are not read: pattern of names, and why. docs/migrating.md has the whole table.
 _WITHOUT_EFFECT = {
     "HOROVOD_CONTROLLER": "the launcher decides how ranks meet",
     "HOROVOD_CPU_OPERATIONS": "HOROVOD_TRANSPORT chooses what carries the data",
@@ -68,13 +113,23 @@ _told: set[str] = set()
 
 
 def warn_of_unread() -> None:
-    """Warn of each such variable that is set, once in a process."""
+    """Warn of each variable that is set and has no effect, once in a process."""
     for name in sorted(set(os.environ) - _told):
-        reason = next((why for pattern, why in _WITHOUT_EFFECT.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        if reason is None or (os.environ[name] in ("", "0") and name in _OFF_ALREADY):
-            continue
-        _told.add(name)
-        warnings.warn(f"{name} has no effect: {reason}", RuntimeWarning, stacklevel=3)
+        reason = _why_without_effect(name)
+        if reason is not None:
+            _told.add(name)
+            warnings.warn(f"{name} has no effect: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _why_without_effect(name: str) -> str | None:
+    for pattern, why in _WITHOUT_EFFECT.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return None if os.environ[name] in ("", "0") and name in _OFF_ALREADY else why
+    own = name.removeprefix(_PREFIX)
+    if own == name or own in _SETTINGS or own in _OF_THE_LAUNCHER:
+        return None
+    near = difflib.get_close_matches(own, _SETTINGS, n=1)
+    return "nothing reads it" + (f"; {_PREFIX}{near[0]} has a similar name" if near else "")
 
 
 def elastic() -> bool:

@@ -17,6 +17,7 @@ import pytest
 import horovod_cpp.torch as hvd
 import horovod_cpp.torch.elastic  # noqa: F401 (makes it an attribute of hvd)
 from horovod_cpp.common import knobs
+from horovod_cpp.run.launcher import rank_variables
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "migrating.md").read_text()
@@ -175,6 +176,35 @@ def test_init_does_not_warn_of_what_is_read_or_off_anyway(monkeypatch: pytest.Mo
         "HOROVOD_AUTOTUNE_LOG",
         "HOROVOD_GPU",
     ]
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "near"),
+    [
+        ("HOROVOD_FUSION_TRESHOLD", "HOROVOD_FUSION_THRESHOLD"),
+        ("HOROVOD_STALL_CHECK_TIME", "HOROVOD_STALL_CHECK_TIME_SECONDS"),
+        ("HOROVOD_LOGLEVEL", "HOROVOD_LOG_LEVEL"),
+        ("HOROVOD_CACHE_CAPACITY_", "HOROVOD_CACHE_CAPACITY"),
+        ("HOROVOD_XYZZY", None),
+        ("HOROVOD_", None),
+    ],
+)
+def test_init_warns_of_a_name_that_nothing_reads(
+    monkeypatch: pytest.MonkeyPatch, misspelt: str, near: str | None
+) -> None:
+    monkeypatch.setattr(knobs, "_told", set(os.environ))
+    monkeypatch.setenv(misspelt, "1")
+    with pytest.warns(RuntimeWarning) as caught:
+        knobs.warn_of_unread()
+        knobs.warn_of_unread()
+    similar = f"; {near} has a similar name" if near else ""
+    assert [str(one.message) for one in caught] == [f"{misspelt} has no effect: nothing reads it{similar}"]
+
+
+def test_init_does_not_warn_of_what_launchers_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {**rank_variables(0, 2, 1234, "token"), "HOROVOD_RENDEZVOUS_FD": "3"}
+    others = ("OMPI_COMM_WORLD_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "NOT_HOROVOD_AT_ALL", "horovod_rank")
+    assert warned_of(monkeypatch, launched | dict.fromkeys(others, "1")) == []
 
 
 # ---- the parser of this file -----------------------------------------------------------------------------------------
