@@ -29,3 +29,13 @@ def test_six_lines_make_a_cpp_program_run_on_many_ranks() -> None:
     folder = ROOT / "examples" / "cpp_fashion_mnist"
     changes = difference((folder / "single.cc").read_text(), (folder / "distributed.cc").read_text())
     assert sum(line.startswith("+") for line in changes.splitlines()) <= 6
+
+
+def test_the_map_has_every_folder_of_tests() -> None:
+    """Those that mirror the tree, and those that it names."""
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    entry = page.split("\ntests/ ")[1].split("\n```")[0]
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.*"))} | {"python"}
+    for folder in folders:
+        mirrors = any((ROOT / above / folder).is_dir() for above in (".", "horovod_cpp"))
+        assert mirrors or re.search(rf"\b{folder}/", entry), folder

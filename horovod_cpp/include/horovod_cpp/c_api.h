@@ -100,7 +100,7 @@ typedef struct hvd_init_options {
   const hvd_setting* settings; /* in place of the environment's variables of these names */
 } hvd_init_options;
 
-/* Joins the ranks of the job (see README, Launching) and starts the background thread. Blocks until all ranks have
+/* Joins the ranks of the job (see README, Use it) and starts the background thread. Blocks until all ranks have
  * met or HOROVOD_START_TIMEOUT has passed. A second call does nothing. `options` may be NULL. */
 HVD_API int hvd_init(const hvd_init_options* options);
 
