@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 import venv
 from dataclasses import dataclass
@@ -42,13 +43,17 @@ def copy_of_the_tree(folder: Path) -> Path:
     return folder
 
 
-def build_wheel(source: Path, folder: Path) -> Path:
+def build_variables(source: Path) -> dict[str, str]:
     variables = {"CMAKE_BUILD_PARALLEL_LEVEL": "2"}
     if shutil.which("ccache"):
         variables |= {"CCACHE_BASEDIR": str(source), "CCACHE_NOHASHDIR": "1"}
         variables |= {f"CMAKE_{language}_COMPILER_LAUNCHER": "ccache" for language in ("C", "CXX", "CUDA")}
+    return variables
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
-    run(*pip, source, alone=True, limit_s=1500, **variables)
+    run(*pip, source, alone=True, limit_s=1500, **build_variables(source))
     (wheel,) = folder.glob("horovod_cpp-*.whl")
     return wheel
 
@@ -127,6 +132,24 @@ def test_the_python_package_runs_without_the_tree(installed: Installed) -> None:
     for launcher in launchers(installed):
         output = run(*launcher, installed.python, "-c", program, alone=True)
         assert output.count("sum 3") == 2, output
+
+
+def test_pip_install_in_an_empty_environment(tmp_path: Path) -> None:
+    """As a user would: pip fetches what the build and the package need, and nothing else is there."""
+    source, environment = copy_of_the_tree(tmp_path / "source"), tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    fetched = subprocess.run([python, "-m", "pip", "download", "--no-deps", "--dest", tmp_path, "cloudpickle"])
+    if fetched.returncode != 0:
+        pytest.skip("pip reaches no package index")
+    run(python, "-m", "pip", "install", f"{source}[arrays]", alone=True, limit_s=1500, **build_variables(source))
+    shutil.rmtree(source)
+    program = (
+        "import numpy, horovod_cpp.arrays as hvd; hvd.init(); mine = numpy.array([hvd.rank() + 1]); "
+        "print(f'sum {hvd.allreduce(mine, op=hvd.Sum)}')"
+    )
+    output = run(python.with_name("hvdrun"), "-np", "2", python, "-c", program, alone=True)
+    assert output.count("sum [3]") == 2, output
 
 
 @pytest.mark.parametrize("way", ["wheel", "prefix"])
