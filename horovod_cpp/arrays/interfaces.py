@@ -38,7 +38,7 @@ _DTYPES = {
     "c8": _core.COMPLEX64,
     "c16": _core.COMPLEX128,
 }
-_TYPESTRS = {dtype: ("|" if kind[1] == "1" else _NATIVE) + kind for kind, dtype in _DTYPES.items()}
+_TYPESTRS = {dtype: ("|" if kind[1:] == "1" else _NATIVE) + kind for kind, dtype in _DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,6 +101,7 @@ def test_it_works_without_torch() -> None:
         ({"typestr": "<i8"}, _core.INT64),
         ({"typestr": "<f2"}, _core.FLOAT16),
         ({"typestr": "<f8"}, _core.FLOAT64),
+        ({"typestr": "<c16"}, _core.COMPLEX128),
         ({"typestr": "|b1"}, _core.BOOL),
         ({"shape": (), "strides": ()}, _core.FLOAT32),
         ({"shape": (1, 3), "strides": (77, 4)}, _core.FLOAT32),  # where there is one element its stride says nothing
@@ -121,7 +122,7 @@ def test_interfaces_that_are_taken(calls: list[tuple[Any, ...]], changes: dict[s
     ("changes", "reason"),
     [
         ({"typestr": ">f4"}, r"'>f4'\): convert it"),
-        ({"typestr": "<c8"}, "has elements of type '<c8'; supported are .*<f8"),
+        ({"typestr": "<c32"}, "has elements of type '<c32'; supported are .*<f8.*<c16"),
         ({"typestr": "<u4"}, "has elements of type '<u4'"),
         ({"typestr": "|V2"}, "has elements of type"),
         ({"typestr": ""}, "has elements of type ''"),
