@@ -168,8 +168,8 @@ def _outside(process_set_id: int) -> bool:
 
 
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
-    """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have; Ctrl-C ends
-    the wait, not the call.
+    """Register a set after `init`. Collective: all ranks call it with the same ranks. Blocks until all have; Ctrl-C
+    ends the wait, not the call.
 
     Raises: ValueError if such a set is registered already, for bad ranks, or if dynamic process sets are off;
         HorovodInternalError if ranks disagree, or one is lost or has joined.
