@@ -8,6 +8,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <memory>
+
+#include "common/fault.h"
 
 namespace hvd {
 namespace {
@@ -185,6 +188,9 @@ constexpr std::array kRows{
         no_show},
     Row{{"HOROVOD_FAULT", "faults to inject, for tests: action@point#n[:rank=r],...", false},
         [](Options& o, std::string_view t) {
+          // Read as a whole, whatever the rank: all ranks refuse it alike, before any of them connects.
+          const Result<std::unique_ptr<FaultPlan>> plan = FaultPlan::parse(t, 0);
+          if (!plan) return plan.status();
           o.fault = t;
           return Status();
         },

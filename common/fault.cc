@@ -12,8 +12,8 @@
 namespace hvd {
 namespace {
 
-constexpr std::array<std::string_view, 4> kPointNames{"control_send", "control_receive", "segment_send",
-                                                      "segment_receive"};
+constexpr std::array<std::string_view, kFaultPoints> kPointNames{
+    "control_send", "control_receive", "segment_send", "segment_receive", "goodbye_send", "offer_send", "taken_send"};
 constexpr std::array<std::string_view, 7> kActNames{"kill", "stop", "exit", "drop", "corrupt", "fail", "slow"};
 
 template <std::size_t N>
@@ -38,24 +38,33 @@ std::pair<std::string_view, std::string_view> split(std::string_view text, char 
   return {text.substr(0, place), text.substr(place + 1)};
 }
 
+// Goes behind "it has to be".
+Status refusal(std::string_view part, std::string_view why = {}) {
+  return Status::invalid_argument(fmt::format(
+      "a list of faults action@point#n[:rank=r], with an action of {}, a point of {}, and n from 1; '{}' is none{}{}",
+      fmt::join(kActNames, ", "), fmt::join(kPointNames, ", "), part, why.empty() ? "" : ": ", why));
+}
+
 }  // namespace
 
 Result<FaultPlan::Rule> FaultPlan::parse_rule(std::string_view text) {
-  const auto [act_name, where] = split(text, '@');
+  const auto [what, condition] = split(text, ':');
+  const auto [act_name, where] = split(what, '@');
   const auto [point_name, passage_text] = split(where, '#');
   const auto act = index_in(kActNames, act_name);
   const auto point = index_in(kPointNames, point_name);
   const auto passage = passage_text.empty() ? std::optional<std::uint64_t>(1) : whole_number(passage_text);
-  if (!act || !point || !passage) {
-    return Status::invalid_argument(
-        fmt::format("'{}' is no fault; write action@point#n[:rank=r] with an action of {} and a point of {}", text,
-                    fmt::join(kActNames, ", "), fmt::join(kPointNames, ", ")));
+  if (!act || !point || !passage || *passage == 0) return refusal(text);
+  Rule rule{static_cast<Act>(*act), static_cast<FaultPoint>(*point), *passage, std::nullopt};
+  if (!condition.empty()) {
+    const auto [key, value] = split(condition, '=');
+    rule.rank = whole_number(value);
+    if (key != "rank" || !rule.rank) return refusal(text);
   }
-  const Rule rule{static_cast<Act>(*act), static_cast<FaultPoint>(*point), *passage};
-  const bool has_rate = !passage_text.empty() && rule.passage > 0;
-  if (rule.act == Act::kSlow && (rule.point != FaultPoint::kSegmentSend || !has_rate)) {
-    return Status::invalid_argument(
-        fmt::format("'{}' is no fault; write slow@segment_send#n, with n bytes a second", text));
+  const bool at_segment = rule.point == FaultPoint::kSegmentSend || rule.point == FaultPoint::kSegmentReceive;
+  if (rule.act == Act::kCorrupt && at_segment) return refusal(text, "a segment has no checksum that could find it");
+  if (rule.act == Act::kSlow && (rule.point != FaultPoint::kSegmentSend || passage_text.empty())) {
+    return refusal(text, "write slow@segment_send#n, with n bytes a second");
   }
   return rule;
 }
@@ -63,19 +72,11 @@ Result<FaultPlan::Rule> FaultPlan::parse_rule(std::string_view text) {
 Result<std::unique_ptr<FaultPlan>> FaultPlan::parse(std::string_view text, int rank) {
   auto plan = std::make_unique<FaultPlan>();
   while (!text.empty()) {
-    auto [part, rest] = split(text, ',');
+    const auto [part, rest] = split(text, ',');
     text = rest;
-    auto [rule_text, condition] = split(part, ':');
-    if (!condition.empty()) {
-      const auto [key, value] = split(condition, '=');
-      const auto wanted = whole_number(value);
-      if (key != "rank" || !wanted) {
-        return Status::invalid_argument(fmt::format("'{}' is no condition of a fault; write rank=r", condition));
-      }
-      if (*wanted != static_cast<std::uint64_t>(rank)) continue;
-    }
-    Result<Rule> rule = parse_rule(rule_text);
+    Result<Rule> rule = parse_rule(part);
     if (!rule) return rule.status();
+    if (rule->rank && *rule->rank != static_cast<std::uint64_t>(rank)) continue;
     if (rule->act == Act::kSlow) {
       plan->bytes_per_second_ = rule->passage;
     } else {

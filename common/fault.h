@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -13,13 +14,23 @@
 
 namespace hvd {
 
-enum class FaultPoint : std::uint8_t { kControlSend, kControlReceive, kSegmentSend, kSegmentReceive };
+enum class FaultPoint : std::uint8_t {
+  kControlSend,
+  kControlReceive,
+  kSegmentSend,
+  kSegmentReceive,
+  // What byte streams say between messages: the farewell, "lies there for you to pull", and its answer.
+  kGoodbyeSend,
+  kOfferSend,
+  kTakenSend,
+};
+inline constexpr std::size_t kFaultPoints = 7;
 
 enum class FaultAction : std::uint8_t {
   kPass,     ///< nothing happens
   kDrop,     ///< the message vanishes; a transfer stays pending until it is cancelled
-  kCorrupt,  ///< one bit of a control message flips on its way: its receiver loses the sender
-  kFail,     ///< a transfer ends with an error
+  kCorrupt,  ///< one bit of a message flips on its way: its receiver loses the sender. Not of a segment
+  kFail,     ///< a transfer ends with an error; a message vanishes
 };
 
 class FaultHook {
@@ -30,10 +41,12 @@ class FaultHook {
 
 /// Faults from a text such as "kill@segment_send#17:rank=3,drop@control_receive#2": an action at the n-th passage
 /// (counted from 1) of a point, on one rank or on all. Actions: kill, stop, exit (of this process) and drop,
-/// corrupt, fail. "slow@segment_send#n" is no event: the rank sends at most n bytes of data a second.
+/// corrupt, fail. Segments have no checksum, so a bit that flips there is seen by nobody: corrupt takes other points.
+/// "slow@segment_send#n" is no event: the rank sends at most n bytes of data a second.
 class FaultPlan final : public FaultHook {
  public:
-  /// The plan of `rank`; kInvalidArgument names the part of `text` that cannot be read.
+  /// The plan of `rank`. All of `text` is read, also what is for other ranks, so that all of them refuse the same.
+  /// kInvalidArgument says what it has to be, and which part is not.
   static Result<std::unique_ptr<FaultPlan>> parse(std::string_view text, int rank);
 
   FaultAction at(FaultPoint point, int peer) override;
@@ -47,12 +60,13 @@ class FaultPlan final : public FaultHook {
     Act act;
     FaultPoint point;
     std::uint64_t passage;
+    std::optional<std::uint64_t> rank;  // nothing: all
   };
 
   static Result<Rule> parse_rule(std::string_view text);
 
   std::vector<Rule> rules_;
-  std::array<std::uint64_t, 4> passages_{};
+  std::array<std::uint64_t, kFaultPoints> passages_{};
   std::optional<std::uint64_t> bytes_per_second_;
 };
 

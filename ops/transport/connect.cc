@@ -64,6 +64,11 @@ Result<Launch> from_hvdrun() {
   from.address = environment("HOROVOD_RENDEZVOUS_ADDR").value_or("127.0.0.1");
   from.port = static_cast<std::uint16_t>(*port);
   from.token = environment("HOROVOD_JOB_TOKEN").value_or("");
+  if (from.token.empty()) {
+    return Status::invalid_argument(
+        "HOROVOD_JOB_TOKEN is not set, although the launcher's others are: whoever starts the ranks, as hvdrun does, "
+        "gives all of them the same secret, without which strangers could join");
+  }
   if (place->rank == 0 && place->size > 1) {
     Result<int> fd = number_from("HOROVOD_RENDEZVOUS_FD", 0, std::numeric_limits<int>::max());
     if (!fd) return fd.status();

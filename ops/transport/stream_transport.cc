@@ -82,7 +82,9 @@ void StreamTransport::say_goodbye(int rank) {
   Peer& peer = peer_of(rank);
   if (!peer.lost.ok() || peer.said_goodbye) return;
   peer.said_goodbye = true;
-  peer.data_out.push_back({head_with_payload(header_for(FrameKind::kGoodbye, {}, 0), {}), nullptr});
+  std::vector<std::byte> head = head_with_payload(header_for(FrameKind::kGoodbye, {}, 0), {});
+  if (!passes(FaultPoint::kGoodbyeSend, rank, head)) return;
+  peer.data_out.push_back({std::move(head), nullptr});
   write(peer);
 }
 
@@ -151,7 +153,10 @@ void StreamTransport::queue_data(Peer& peer, FrameKind kind, const TransferRef& 
 
 void StreamTransport::queue_control(Peer& peer, FrameKind kind, const TransferKey& key, std::uint64_t bytes,
                                     std::span<const std::byte> payload) {
-  peer.control_out.push_back({head_with_payload(header_for(kind, key, bytes), payload), nullptr});
+  std::vector<std::byte> head = head_with_payload(header_for(kind, key, bytes), payload);
+  if (kind == FrameKind::kOffer && !passes(FaultPoint::kOfferSend, peer.rank, head)) return;
+  if (kind == FrameKind::kTaken && !passes(FaultPoint::kTakenSend, peer.rank, head)) return;
+  peer.control_out.push_back({std::move(head), nullptr});
   write(peer);
 }
 

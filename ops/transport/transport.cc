@@ -15,18 +15,23 @@ void flip_one_bit(std::span<std::byte> message) {
 
 }  // namespace
 
-void Transport::post(int peer, std::vector<std::byte> message) {
-  const std::uint32_t crc = checksum(message);  // before the fault, which stands for one of the way
-  switch (fault_at(FaultPoint::kControlSend, peer)) {
+bool Transport::passes(FaultPoint point, int peer, std::span<std::byte> message) {
+  switch (fault_at(point, peer)) {
     case FaultAction::kDrop:
     case FaultAction::kFail:
-      return;
+      return false;
     case FaultAction::kCorrupt:
       flip_one_bit(message);
       break;
     case FaultAction::kPass:
       break;
   }
+  return true;
+}
+
+void Transport::post(int peer, std::vector<std::byte> message) {
+  const std::uint32_t crc = checksum(message);  // before the fault, which stands for one of the way
+  if (!passes(FaultPoint::kControlSend, peer, message)) return;
   statistics_.control_messages_sent.add(1);
   statistics_.control_bytes_sent.add(static_cast<std::int64_t>(message.size()));
   do_post(peer, std::move(message), crc);
@@ -41,7 +46,7 @@ void Transport::start(const TransferRef& transfer) {
       transfer->complete(Status::internal(
           fmt::format("a fault was injected into a transfer with rank {} (HOROVOD_FAULT)", transfer->peer)));
       return;
-    case FaultAction::kCorrupt:
+    case FaultAction::kCorrupt:  // nothing would find it; a fault plan refuses it
     case FaultAction::kPass:
       break;
   }
@@ -50,16 +55,7 @@ void Transport::start(const TransferRef& transfer) {
 }
 
 Status Transport::deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc) {
-  switch (fault_at(FaultPoint::kControlReceive, peer)) {
-    case FaultAction::kDrop:
-    case FaultAction::kFail:
-      return {};
-    case FaultAction::kCorrupt:
-      flip_one_bit(message);
-      break;
-    case FaultAction::kPass:
-      break;
-  }
+  if (!passes(FaultPoint::kControlReceive, peer, message)) return {};
   if (checksum(message) != crc) return Status::internal("a control message has a wrong checksum");
   events_->on_control(peer, message);
   return {};

@@ -100,6 +100,8 @@ class Transport {
   /// For implementations: hands a control message to the owner, past the fault hook. kInternal when it does not have
   /// the checksum that came with it: what the peer sends is not to be trusted any more.
   Status deliver_control(int peer, std::span<std::byte> message, std::uint32_t crc);
+  /// For implementations: asks the fault hook about a message, in which it may flip a bit. False: it is to vanish.
+  bool passes(FaultPoint point, int peer, std::span<std::byte> message);
   TransportEvents& events() { return *events_; }
   void count_pulled(std::size_t bytes) { statistics_.data_bytes_pulled.add(static_cast<std::int64_t>(bytes)); }
   /// For a transport before another one: gives on what has passed the fault hook and was counted.

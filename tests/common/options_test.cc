@@ -136,6 +136,11 @@ TEST_F(EnvOptions, JunkIsRefusedWithVariableValueAndRange) {
   EXPECT_NE(refusal_of("HOROVOD_TRANSPORT", "pigeon").find("auto, shm, mpi, tcp"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_DYNAMIC_PROCESS_SETS", "yes").find("0 or 1"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_TIMELINE_MARK_CYCLES", "often").find("0 or 1"), std::string::npos);
+  EXPECT_EQ(refusal_of("HOROVOD_FAULT", "drop@control_send,boom@x:rank=3"),
+            "HOROVOD_FAULT='drop@control_send,boom@x:rank=3' cannot be used: it has to be a list of faults "
+            "action@point#n[:rank=r], with an action of kill, stop, exit, drop, corrupt, fail, slow, a point of "
+            "control_send, control_receive, segment_send, segment_receive, goodbye_send, offer_send, taken_send, and n "
+            "from 1; 'boom@x:rank=3' is none");
 }
 
 TEST_F(EnvOptions, EveryKnobHasANameAndAMeaningAndTheAgreedOnesAreInTheHandshake) {
@@ -191,6 +196,15 @@ TEST(FaultPlan, StrikesAtTheNthPassageOfItsPointOnItsRank) {
   EXPECT_EQ(hook.at(FaultPoint::kSegmentReceive, 0), FaultAction::kPass);
 }
 
+TEST(FaultPlan, KnowsThePointsOfTheStreamsOwnMessages) {
+  const auto plan = FaultPlan::parse("drop@goodbye_send,corrupt@offer_send,drop@taken_send#2", 0);
+  ASSERT_TRUE(plan.ok()) << plan.status().text();
+  EXPECT_EQ(plan.value()->at(FaultPoint::kGoodbyeSend, 1), FaultAction::kDrop);
+  EXPECT_EQ(plan.value()->at(FaultPoint::kOfferSend, 1), FaultAction::kCorrupt);
+  EXPECT_EQ(plan.value()->at(FaultPoint::kTakenSend, 1), FaultAction::kPass);
+  EXPECT_EQ(plan.value()->at(FaultPoint::kTakenSend, 1), FaultAction::kDrop);
+}
+
 TEST(FaultPlan, AnEmptyTextIsNoFault) {
   const auto plan = FaultPlan::parse("", 0);
   ASSERT_TRUE(plan.ok());
@@ -206,13 +220,16 @@ TEST(FaultPlan, SlowIsARateAndNoEvent) {
 }
 
 TEST(FaultPlan, RefusesWhatItCannotReadAndNamesIt) {
-  for (const char* text : {"boom@segment_send", "drop", "drop@nowhere", "drop@control_send#x",
-                           "drop@control_send#1:host=2", "drop@control_send#1:rank=x", "drop@control_send#-1",
-                           "slow@segment_send", "slow@segment_send#0", "slow@control_send#9"}) {
+  for (const char* text :
+       {"boom@segment_send", "drop", "drop@nowhere", "drop@control_send#x", "drop@control_send#1:host=2",
+        "drop@control_send#1:rank=x", "drop@control_send#-1", "drop@control_send#0", "boom@x:rank=1",
+        "drop@nowhere:rank=1", "drop@control_send,,", "corrupt@segment_send", "corrupt@segment_receive#2:rank=1",
+        "slow@segment_send", "slow@segment_send#0", "slow@control_send#9"}) {
     const auto plan = FaultPlan::parse(text, 2);
     EXPECT_EQ(plan.status().code(), StatusCode::kInvalidArgument) << text;
   }
   EXPECT_NE(FaultPlan::parse("drop@control_send,boom@x", 0).status().text().find("'boom@x'"), std::string::npos);
+  EXPECT_NE(FaultPlan::parse("corrupt@segment_send", 0).status().text().find("no checksum"), std::string::npos);
 }
 
 TEST(FaultPlan, KillsStopsAndExitsItsOwnProcess) {

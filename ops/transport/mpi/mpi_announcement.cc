@@ -21,7 +21,7 @@ Status check(const MpiAnnouncement& announcement, std::size_t payload) {
   }
   constexpr std::uint64_t largest = std::numeric_limits<int>::max();
   if (payload != 0 || announcement.bytes == 0 || announcement.piece_bytes == 0 || announcement.piece_bytes > largest ||
-      announcement.tag < 0) {
+      announcement.tag < kMpiFirstTransferTag) {
     return Status::internal(fmt::format("a transfer of {} bytes in pieces of {} under tag {} cannot be",
                                         announcement.bytes, announcement.piece_bytes, announcement.tag));
   }

@@ -146,7 +146,7 @@ bool MpiMover::progress() {
   int finished = 0;
   const int error = api_.test(requests_.data(), static_cast<int>(requests_.size()), outcomes_.data(), &finished);
   if (error != 0) {
-    break_down(error);
+    break_down(Status::internal(fmt::format("MPI has failed: {}", mpi_error_text(api_, error))));
     return true;
   }
   const std::span<MpiOutcome> outcomes = std::span(outcomes_).first(static_cast<std::size_t>(finished));
@@ -155,7 +155,7 @@ bool MpiMover::progress() {
             [](const MpiOutcome& a, const MpiOutcome& b) { return a.index > b.index; });
   for (const MpiOutcome& outcome : outcomes) {
     const auto index = static_cast<std::size_t>(outcome.index);
-    if (!end_piece(index, outcome)) remove(index);
+    if (!broken_.ok() || !end_piece(index, outcome)) remove(index);
   }
   return finished > 0;
 }
@@ -169,6 +169,9 @@ bool MpiMover::end_piece(std::size_t index, const MpiOutcome& outcome) {
     status = error_status(moving.peer, error);
   }
   finish(moving, status);
+  // Whoever it was for waits in vain for a transfer that may have ended here long ago. So no other one may go on as if
+  // all were well: their calls fail, and tell the other ranks.
+  if (moving.kind == Kind::kMail && !moving.detached && !status.ok()) break_down(status);
   return false;
 }
 
@@ -211,8 +214,8 @@ void MpiMover::remove(std::size_t index) {
   requests_.pop_back();
 }
 
-void MpiMover::break_down(int error) {
-  broken_ = Status::internal(fmt::format("MPI has failed: {}", mpi_error_text(api_, error)));
+void MpiMover::break_down(const Status& reason) {
+  broken_ = reason;
   for (Moving& moving : moving_) {  // kept: MPI may still touch their memory
     if (moving.transfer && !moving.detached) moving.transfer->complete(broken_);
     moving.detached = true;

@@ -40,7 +40,7 @@ class MpiMover {
 
   /// A tag that no other transfer to `peer` has; taken back when its send has ended.
   Result<int> lease_tag(int peer);
-  /// Sends an announcement.
+  /// Sends an announcement. One that MPI loses later ends all that is sent, now and from then on.
   Status mail(MpiLife life, int peer, std::vector<std::byte> message);
   /// Sends a transfer under a leased tag. Its end is told through Transfer::complete, also below.
   void send(MpiLife life, const TransferRef& transfer, int tag, std::uint64_t piece_bytes);
@@ -96,7 +96,7 @@ class MpiMover {
   Status take_piece(Moving& moving, const MpiOutcome& outcome);
   void finish(Moving& moving, const Status& status);
   void remove(std::size_t index);
-  void break_down(int error);
+  void break_down(const Status& reason);
   Status error_status(int peer, int error) const;
 
   const MpiApi& api_;
@@ -106,7 +106,7 @@ class MpiMover {
   std::vector<Moving> moving_;
   std::vector<MpiOutcome> outcomes_;
   MpiStaging staging_;
-  Status broken_;  // not ok: MPI itself has failed
+  Status broken_;  // not ok: MPI itself has failed, or has lost an announcement
 };
 
 }  // namespace hvd

@@ -96,11 +96,21 @@ TEST_F(DetectLaunch, JunkIsNamedWithItsRange) {
   EXPECT_NE(refusal().find("HOROVOD_SIZE='0'"), std::string::npos);
   set({{"HOROVOD_SIZE", "2"}, {"HOROVOD_RENDEZVOUS_PORT", "65536"}});
   EXPECT_NE(refusal().find("HOROVOD_RENDEZVOUS_PORT='65536'"), std::string::npos);
-  set({{"HOROVOD_RANK", "0"}, {"HOROVOD_RENDEZVOUS_PORT", "1"}});
+  set({{"HOROVOD_RANK", "0"}, {"HOROVOD_RENDEZVOUS_PORT", "1"}, {"HOROVOD_JOB_TOKEN", "t"}});
   EXPECT_EQ(refusal(), "HOROVOD_RENDEZVOUS_FD is not set, although the launcher's others are");
   clear();
   set({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}});
   EXPECT_EQ(refusal(), "MASTER_PORT is not set, although the launcher's others are");
+}
+
+TEST_F(DetectLaunch, HvdrunsVariablesWithoutATokenAreRefused) {
+  set({{"HOROVOD_RANK", "1"}, {"HOROVOD_SIZE", "2"}, {"HOROVOD_RENDEZVOUS_PORT", "1"}});
+  for (const bool empty : {false, true}) {
+    if (empty) set({{"HOROVOD_JOB_TOKEN", ""}});
+    const std::string text = refusal();
+    EXPECT_NE(text.find("HOROVOD_JOB_TOKEN is not set"), std::string::npos) << text;
+    EXPECT_NE(text.find("hvdrun"), std::string::npos) << text;
+  }
 }
 
 // ---- a part of the ranks

@@ -769,6 +769,48 @@ TEST_P(TransportConformance, ACorruptedControlMessageIsNotDeliveredAndItsSenderI
   }
 }
 
+// What a stream says between messages is guarded by the checksum of its header.
+TEST_P(TransportConformance, TheFaultHookMayDropOrCorruptWhatIsSaidBetweenMessages) {
+  struct Hook final : FaultHook {
+    FaultAction at(FaultPoint asked, int /*peer*/) override { return asked == point ? action : FaultAction::kPass; }
+    FaultPoint point = FaultPoint::kGoodbyeSend;
+    FaultAction action = FaultAction::kPass;
+  };
+  const Bytes given = pattern(kEager + 1, 1);
+  const auto say = [&](Ends& ends, FaultPoint point, Bytes& place) {
+    ends[0].send(1, {0, 0, 0}, given);
+    ends[1].receive(0, {0, 0, 0}, place);
+    for (int i = 0; i < 100; ++i) ends.step();
+    if (point == FaultPoint::kGoodbyeSend) ends[0].transport->say_goodbye(1);
+  };
+  for (const FaultPoint point : {FaultPoint::kGoodbyeSend, FaultPoint::kOfferSend, FaultPoint::kTakenSend}) {
+    if (point != FaultPoint::kGoodbyeSend && !GetParam().pulls) continue;
+    SCOPED_TRACE(static_cast<int>(point));
+    const int sender = point == FaultPoint::kTakenSend ? 1 : 0;
+    for (const FaultAction action : {FaultAction::kDrop, FaultAction::kCorrupt}) {
+      Hook hook;
+      hook.point = point;
+      hook.action = action;
+      Bytes place(given.size());
+      Ends ends(2);
+      connect(ends);
+      ends[sender].transport->set_fault_hook(&hook);
+      say(ends, point, place);
+      if (action == FaultAction::kDrop) {
+        ASSERT_TRUE(ends.all_hear_each_other());
+        EXPECT_TRUE(ends[0].lost.empty() && ends[1].lost.empty());
+        EXPECT_TRUE(ends[1].goodbyes.empty());
+        EXPECT_EQ(place == given, point != FaultPoint::kOfferSend);
+      } else {
+        End& receiver = ends[1 - sender];
+        ASSERT_TRUE(ends.drive_until([&] { return !receiver.lost.empty(); }));
+        EXPECT_NE(receiver.lost[0].second.text().find("a frame header with a wrong checksum"), std::string::npos)
+            << receiver.lost[0].second.text();
+      }
+    }
+  }
+}
+
 TEST_P(TransportConformance, APeerThatIsGivenUpLosesThisRank) {
   Ends ends(2);
   connect(ends);
