@@ -146,17 +146,31 @@ int FakeMpi::cancel(MpiRequest* request) {
   const auto found = requests_.find(id);
   EXPECT_TRUE(found != requests_.end()) << "a request that is finished was cancelled";
   if (found == requests_.end()) return 0;
-  Request& made = found->second;
-  EXPECT_EQ(made.call, Call::kReceive);
+  EXPECT_EQ(found->second.call, Call::kReceive);
+  found->second.cancelling = true;
+  end_if_cancelled(id);
+  return 0;
+}
+
+// Whoever cancels waits for the end, and not long (MpiEndpoint::stop): where it comes too late, what is on its way
+// hurries.
+void FakeMpi::end_if_cancelled(Id id) {
+  const Request& made = requests_.at(id);
+  if (!made.cancelling || made.outcome) return;
+  for (std::size_t i = 0; i < messages_.size() && cancels_too_late_ && !made.met; ++i) meet(i);
+  for (std::size_t i = 0; i < messages_.size() && made.met; ++i) {
+    if (messages_[i].receive != id) continue;
+    if (!holds_bytes_) move(i);
+    return;
+  }
   const auto may_come = [&](const Message& one) {
-    return one.to == made.rank && one.tag == made.tag && (made.peer == kMpiAnySource || made.peer == one.from);
+    return one.receive == 0 && one.to == made.rank && one.tag == made.tag &&
+           (made.peer == kMpiAnySource || made.peer == one.from);
   };
-  const bool late = cancels_too_late_ && std::any_of(messages_.begin(), messages_.end(), may_come);
-  if (made.met || made.outcome || late) return 0;
+  if (cancels_too_late_ && std::any_of(messages_.begin(), messages_.end(), may_come)) return;
   MpiOutcome cancelled{};
   cancelled.cancelled = 1;
   finish(id, cancelled);
-  return 0;
 }
 
 void FakeMpi::finish(Id id, const MpiOutcome& outcome) { requests_.at(id).outcome = outcome; }
@@ -170,6 +184,7 @@ int FakeMpi::test(int rank, MpiRequest* requests, int count, MpiOutcome* outcome
     if (id == 0) continue;
     const auto found = requests_.find(id);
     EXPECT_TRUE(found != requests_.end() && found->second.rank == rank) << "a request that nobody has started";
+    if (found != requests_.end()) end_if_cancelled(id);
     if (found == requests_.end() || !found->second.outcome || random_() % 4 == 0) continue;
     MpiOutcome outcome = *found->second.outcome;
     outcome.index = i;
@@ -197,11 +212,16 @@ void FakeMpi::work() {
       message.data = message.copy.data();
       finish(message.send, MpiOutcome{});
     }
-    if (holds_transfers_ && message.tag >= kMpiFirstTransferTag) continue;
-    if (!comes_first(index)) continue;
-    message.receive = find_receive(message);
-    if (message.receive != 0) requests_.at(message.receive).met = true;
+    meet(index);
   }
+}
+
+void FakeMpi::meet(std::size_t index) {
+  Message& message = messages_[index];
+  const bool held = holds_transfers_ && message.tag >= kMpiFirstTransferTag;
+  if (held || message.receive != 0 || !comes_first(index)) return;
+  message.receive = find_receive(message);
+  if (message.receive != 0) requests_.at(message.receive).met = true;
 }
 
 // Messages of one rank to another under one tag do not overtake each other.

@@ -67,6 +67,7 @@ class FakeMpi {
     std::size_t bytes = 0;
     bool met = false;
     bool fails = false;
+    bool cancelling = false;
     std::optional<MpiOutcome> outcome;
   };
   struct Message {
@@ -84,6 +85,8 @@ class FakeMpi {
   int receive(int rank, void* place, std::size_t bytes, int peer, int tag, MpiRequest* request);
   int cancel(MpiRequest* request);
   int test(int rank, MpiRequest* requests, int count, MpiOutcome* outcomes, int* finished);
+  void end_if_cancelled(Id id);
+  void meet(std::size_t index);
   bool strikes(Call call, When when, int rank);
   Id add(const Request& request, MpiRequest* handle);
   void finish(Id id, const MpiOutcome& outcome);

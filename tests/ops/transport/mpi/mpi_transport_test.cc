@@ -395,6 +395,32 @@ TEST_F(MpiTransportTest, AnEndpointThatIsStoppedLeavesNothingWithMpiAndLosesNoth
   }
 }
 
+TEST_F(MpiTransportTest, AnnouncementsOfOneSenderComeInTheirOrderAlsoToAnEndpointThatStops) {
+  struct Recorder final : MpiEndpoint::Receiver {
+    void on_announcement(const MpiAnnouncement& announcement, std::span<const std::byte> /*payload*/) override {
+      sequences.push_back(announcement.key.sequence);
+    }
+    void on_failure(const Status& status) override { ADD_FAILURE() << status.text(); }
+    std::vector<std::uint32_t> sequences;
+  } recorder;
+  MpiJob job(2, random_);
+  job.open(0);
+  job.endpoint(1).open(1, recorder);
+  std::vector<std::uint32_t> sent;
+  for (std::uint32_t i = 0; i < 200; ++i) {
+    sent.push_back(i);
+    job[0].send(1, {0, 0, i}, {});
+    if (random_() % 2 == 0) job.step();
+    if (random_() % 8 != 0) continue;
+    job.mpi.cancel_too_late(random_() % 2 == 0);
+    job.endpoint(1).stop();
+    job.endpoint(1).resume();
+  }
+  ASSERT_TRUE(job.drive_until([&] { return recorder.sequences.size() >= sent.size(); }));
+  EXPECT_EQ(recorder.sequences, sent);
+  job.endpoint(1).close(1);
+}
+
 TEST_F(MpiTransportTest, ATransportThatOutlivesMpiTouchesItNoMore) {
   const auto job = MpiJob::opened(2, random_);
   const Bytes given = pattern(2 * kPiece, 11);
