@@ -1,6 +1,7 @@
 #include "common/loop/loop.h"
 
 #include <exception>
+#include <utility>
 
 #include "common/check.h"
 
@@ -48,6 +49,23 @@ void Loop::cancel_timer(TimerId id) {
   if (found == timer_callbacks_.end()) return;
   timers_.erase(found->second.place);
   timer_callbacks_.erase(found);
+}
+
+void Loop::sleep_until(TimePoint when, std::coroutine_handle<> coroutine, Priority priority) {
+  const TimerId timer = call_at(when, [this, coroutine, priority] {
+    std::erase_if(sleepers_, [&](const Sleeper& one) { return one.coroutine == coroutine; });
+    make_ready(coroutine, priority);
+  });
+  sleepers_.push_back({coroutine, priority, timer});
+}
+
+int Loop::wake_sleepers() {
+  const std::vector<Sleeper> woken = std::exchange(sleepers_, {});
+  for (const Sleeper& sleeper : woken) {
+    cancel_timer(sleeper.timer);
+    make_ready(sleeper.coroutine, sleeper.priority);
+  }
+  return static_cast<int>(woken.size());
 }
 
 int Loop::run_ready(int limit) {

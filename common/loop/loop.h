@@ -39,6 +39,11 @@ class Loop {
   /// Calls `callback` once, in the first `run_timers` at or after `when`.
   TimerId call_at(TimePoint when, std::function<void()> callback);
   void cancel_timer(TimerId id);
+  /// Resumes `coroutine` in a `run_ready` at or after `when`, or after `wake_sleepers`.
+  void sleep_until(TimePoint when, std::coroutine_handle<> coroutine, Priority priority);
+  /// Makes all that sleep ready, whatever they sleep for: they are to look whether they are still wanted. Returns how
+  /// many.
+  int wake_sleepers();
 
   /// Resumes up to `limit` ready coroutines, most urgent first. Returns how many.
   int run_ready(int limit);
@@ -60,6 +65,11 @@ class Loop {
       return priority != other.priority ? priority > other.priority : order > other.order;
     }
   };
+  struct Sleeper {
+    std::coroutine_handle<> coroutine;
+    Priority priority;
+    TimerId timer;
+  };
   struct Root;  // the coroutine that owns a spawned task
   friend struct Root;
 
@@ -75,6 +85,7 @@ class Loop {
     std::function<void()> callback;
   };
   std::unordered_map<TimerId, Timer> timer_callbacks_;
+  std::vector<Sleeper> sleepers_;
   std::unordered_map<std::uint64_t, std::coroutine_handle<>> tasks_;
 };
 

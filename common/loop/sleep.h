@@ -12,8 +12,7 @@ class Sleep {
 
   bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> coroutine) {
-    loop_.call_at(loop_.now() + duration_,
-                  [loop = &loop_, coroutine, priority = priority_] { loop->make_ready(coroutine, priority); });
+    loop_.sleep_until(loop_.now() + duration_, coroutine, priority_);
   }
   void await_resume() const noexcept {}
 

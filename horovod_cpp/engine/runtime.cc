@@ -73,8 +73,7 @@ Runtime::~Runtime() {
   executor_.end_entries(queue_.close(reason), reason);
   executor_.fail_all(reason);
   devices_.abandon(reason);
-  while (loop_.run_ready(kResumesPerStep) > 0) {
-  }
+  end_calls();
 }
 
 // ---- any thread -----------------------------------------------------------------------------------------------------
@@ -283,14 +282,19 @@ void Runtime::break_down(const char* what) noexcept {
   lost_a_peer_.store(true);
   attempt([&] { executor_.end_entries(queue_.close(reason), reason); });
   attempt([&] { executor_.fail_all(reason); });
-  attempt([&] {
-    while (loop_.run_ready(kResumesPerStep) > 0) {
-    }
-  });
+  attempt([&] { end_calls(); });
   for (int peer = 0; peer < size(); ++peer) {
     if (peer != rank()) attempt([&] { fabric_->give_up(peer, reason); });
   }
   finished_.store(true);
+}
+
+// Of what has been cancelled, also what sleeps until a device or NCCL has got somewhere: it looks at that as it wakes.
+void Runtime::end_calls() {
+  do {
+    while (loop_.run_ready(kResumesPerStep) > 0) {
+    }
+  } while (loop_.wake_sleepers() > 0);
 }
 
 void Runtime::begin_closing(const Status& reason) {
@@ -310,7 +314,8 @@ bool Runtime::continue_closing(TimePoint now) {
   bool moved = false;
   if (!executor_.idle() && late) {
     executor_.fail_all(Status::internal("Horovod has been shut down while the operation was in flight."));
-    while (loop_.run_ready(kResumesPerStep) > 0) moved = true;  // every handle ends before this rank is finished
+    end_calls();  // every handle ends before this rank is finished
+    moved = true;
   }
   if (!executor_.idle() && !late) return moved;
   if (devices_.pending()) {

@@ -104,6 +104,7 @@ class Runtime final : private TransportEvents {
   bool take_enqueued();
   bool check_stalls(TimePoint now);
   bool check_calls(TimePoint now);
+  void end_calls();
   void begin_closing(const Status& reason);
   bool continue_closing(TimePoint now);
   void publish_sets();

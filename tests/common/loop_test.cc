@@ -1,6 +1,7 @@
 // Coroutines, the loop that resumes them, and the poller that it sleeps in.
 
 #include "common/loop/loop.h"
+#include "common/loop/sleep.h"
 
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
@@ -64,6 +65,11 @@ Task<void> catches(std::string& text) {
   } catch (const std::exception& error) {
     text = error.what();
   }
+}
+
+Task<void> sleeps(Loop& loop, Duration duration, std::string& order, char letter) {
+  co_await Sleep(loop, duration, 0);
+  order += letter;
 }
 
 class LoopTest : public ::testing::Test {
@@ -144,6 +150,26 @@ TEST_F(LoopTest, TimersRunOnceWhenTheyAreDueAndInTheOrderOfTheirTimes) {
   EXPECT_EQ(loop_.run_timers(), 1);
   EXPECT_EQ(order, "abc");
   EXPECT_EQ(loop_.next_timer(), kNever);
+}
+
+TEST_F(LoopTest, WhatSleepsWakesInTimeOrWhenAllAreWoken) {
+  std::string order;
+  loop_.spawn(sleeps(loop_, 30ms, order, 'c'));
+  loop_.spawn(sleeps(loop_, 10ms, order, 'a'));
+  loop_.call_at(clock_.now() + 40ms, [&] { order += 't'; });
+  clock_.advance(10ms);
+  EXPECT_EQ(loop_.run_timers(), 1);
+  EXPECT_EQ(loop_.run_ready(10), 1);
+  EXPECT_EQ(order, "a");
+  loop_.spawn(sleeps(loop_, 1h, order, 'd'));
+  EXPECT_EQ(loop_.wake_sleepers(), 2);
+  EXPECT_EQ(loop_.wake_sleepers(), 0);
+  EXPECT_EQ(loop_.run_ready(10), 2);
+  EXPECT_EQ(order, "acd");
+  clock_.advance(2h);
+  EXPECT_EQ(loop_.run_timers(), 1) << "of a timer that nobody sleeps for";
+  EXPECT_EQ(loop_.run_ready(10), 0) << "nobody is woken twice";
+  EXPECT_EQ(order, "acdt");
 }
 
 TEST_F(LoopTest, ATimerMaySetAndCancelTimers) {
