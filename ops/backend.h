@@ -109,9 +109,9 @@ class Backend {
   virtual Task<Status> alltoall(CollectiveContext& context, AlltoallCall call) = 0;
 
   /// After everything else, well or not: the work is in line, and the next call may put its own behind it. Returns what
-  /// the results have to be waited for by; nullptr where they are there. From then on `held` is kept until the memory
-  /// of the call is not used any more.
-  virtual DeviceMarkRef end(const Status& status, std::shared_ptr<void> held) = 0;
+  /// the results have to be waited for by; nullptr where they are there; an error where nothing can wait for them. From
+  /// then on `held` is kept until the memory of the call is not used any more.
+  virtual Result<DeviceMarkRef> end(const Status& status, std::shared_ptr<void> held) = 0;
 };
 
 }  // namespace hvd

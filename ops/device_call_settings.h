@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "common/loop/loop.h"
@@ -12,6 +13,7 @@ namespace hvd {
 struct DeviceCallSettings {
   std::uint16_t process_set = 0;
   std::uint64_t call = 0;
+  std::shared_ptr<const std::vector<int>> ranks;  ///< of the set: global ranks, ascending
   Priority priority = 0;
   int device = 0;
   bool captured = false;             ///< becomes part of a graph

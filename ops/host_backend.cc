@@ -402,6 +402,8 @@ Task<Status> HostBackend::alltoall(CollectiveContext& context, AlltoallCall call
 }
 
 // Transports hold what they need themselves.
-DeviceMarkRef HostBackend::end(const Status& /*status*/, std::shared_ptr<void> /*held*/) { return nullptr; }
+Result<DeviceMarkRef> HostBackend::end(const Status& /*status*/, std::shared_ptr<void> /*held*/) {
+  return DeviceMarkRef();
+}
 
 }  // namespace hvd

@@ -51,7 +51,7 @@ class HostBackend final : public Backend {
   Task<Status> broadcast(CollectiveContext& context, BroadcastCall call) override;
   Task<Status> reducescatter(CollectiveContext& context, ReducescatterCall call) override;
   Task<Status> alltoall(CollectiveContext& context, AlltoallCall call) override;
-  DeviceMarkRef end(const Status& status, std::shared_ptr<void> held) override;
+  Result<DeviceMarkRef> end(const Status& status, std::shared_ptr<void> held) override;
 };
 
 }  // namespace hvd

@@ -38,15 +38,15 @@ Result<MadeMemory> StagedBackend::make_output(std::size_t bytes) {
   return made_of(std::move(block).value());
 }
 
-DeviceMarkRef StagedBackend::end(const Status& /*status*/, std::shared_ptr<void> held) {
-  if (!has_stream_) return nullptr;
+Result<DeviceMarkRef> StagedBackend::end(const Status& /*status*/, std::shared_ptr<void> held) {
+  if (!has_stream_) return DeviceMarkRef();
   Result<DeviceMarkRef> mark = devices_.events().mark(settings_.device, stream_);
-  if (!mark) {
+  if (mark) {
+    devices_.keep(mark.value(), std::move(held));
+  } else {
     devices_.keep_for_good(std::move(held));
-    return nullptr;
   }
-  devices_.keep(mark.value(), std::move(held));
-  return std::move(mark).value();
+  return mark;
 }
 
 Result<std::byte*> StagedBackend::stand_in(const std::byte* device_memory, std::size_t bytes) {

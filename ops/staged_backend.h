@@ -25,7 +25,7 @@ class StagedBackend final : public Backend {
   Task<Status> broadcast(CollectiveContext& context, BroadcastCall call) override;
   Task<Status> reducescatter(CollectiveContext& context, ReducescatterCall call) override;
   Task<Status> alltoall(CollectiveContext& context, AlltoallCall call) override;
-  DeviceMarkRef end(const Status& status, std::shared_ptr<void> held) override;
+  Result<DeviceMarkRef> end(const Status& status, std::shared_ptr<void> held) override;
 
  private:
   /// Pinned host memory in which the call's bytes at `device_memory` stand; nullptr for nullptr.

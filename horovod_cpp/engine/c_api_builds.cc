@@ -38,7 +38,7 @@ Result<std::string> describe_nccl() {
   if (!library) return library.status();
   const hvd::NcclLibrary& found = *library.value();
   std::string text = fmt::format("{}, {}", hvd::nccl_version_text(found.version), found.file);
-  for (const hvd::nccl::Feature& feature : hvd::nccl_features(found.api)) {
+  for (const hvd::nccl::Feature& feature : hvd::nccl_features(found)) {
     text += fmt::format(", {} {}", feature.there ? "with" : "without", feature.name);
   }
   return text;

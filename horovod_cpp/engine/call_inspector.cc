@@ -18,6 +18,7 @@ std::string operations(const CallInFlight& call) {
   std::string text = fmt::format("{} '{}'", name_of(call.op), call.name);
   if (call.process_set != 0) text += fmt::format(" (process set {})", call.process_set);
   if (call.count > 1) text += fmt::format(" and {} more", call.count - 1);
+  if (call.on_device) text += ", which a GPU has not finished,";
   return text;
 }
 

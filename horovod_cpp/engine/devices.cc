@@ -64,13 +64,14 @@ Status Devices::wait_for(const DeviceMarkRef& mark, DeviceStream stream) {
   return engine.runtime().wait(mark->device, stream, recorded.value()->event);
 }
 
-Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, const std::vector<TensorEntry>& entries,
-                                                     Priority priority) {
+Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, const MembershipRef& membership,
+                                                     const std::vector<TensorEntry>& entries, Priority priority) {
   Result<Parts*> here = parts();
   if (!here) return here.status();
   DeviceCallSettings settings;
   settings.process_set = response.process_set;
   settings.call = response.call;
+  settings.ranks = {membership, &membership->ranks};
   settings.priority = priority;
   settings.captured = response.memory == MemoryKind::kDeviceCaptured;
   settings.device = -1;
@@ -109,6 +110,10 @@ void Devices::call_failed(const Response& response, const Status& reason) {
 
 void Devices::fail_set(ProcessSetId process_set, const Status& reason) {
   if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.fail_set(process_set, reason);
+}
+
+void Devices::fail_rank(int rank, const Status& reason) {
+  if (Parts* made = parts_.load(std::memory_order_acquire)) made->nccl.fail_rank(rank, reason);
 }
 
 void Devices::fail_call(ProcessSetId process_set, std::uint64_t call, const Status& reason) {

@@ -32,12 +32,13 @@ class Devices {
   NcclBackend::Statistics statistics() const;
 
   /// For the tensors of `entries`, which lie in device memory as the response says.
-  Result<std::unique_ptr<Backend>> begin_call(const Response& response, const std::vector<TensorEntry>& entries,
-                                              Priority priority);
+  Result<std::unique_ptr<Backend>> begin_call(const Response& response, const MembershipRef& membership,
+                                              const std::vector<TensorEntry>& entries, Priority priority);
   /// A call of several ranks failed on this one. Where NCCL carries it, they may be out of step from here on: this rank
   /// may not have given NCCL what the others have. So the set fails. Before the call's backend ends.
   void call_failed(const Response& response, const Status& reason);
   void fail_set(ProcessSetId process_set, const Status& reason);
+  void fail_rank(int rank, const Status& reason);
   void fail_call(ProcessSetId process_set, std::uint64_t call, const Status& reason);
   /// The sets whose calls on device memory fail from now on, and why.
   std::vector<std::pair<ProcessSetId, Status>> failed_sets() const;

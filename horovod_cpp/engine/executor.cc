@@ -223,7 +223,8 @@ Task<Status> Executor::perform(CallRef call) {
 Status Executor::choose_backend(Call& call) {
   call.backend = &host_;
   if (call.response.memory == MemoryKind::kHost) return {};
-  Result<std::unique_ptr<Backend>> made = devices_.begin_call(call.response, call.entries, call.priority);
+  Result<std::unique_ptr<Backend>> made =
+      devices_.begin_call(call.response, call.membership, call.entries, call.priority);
   if (!made) return made.status();
   call.of_device = std::move(made).value();
   call.backend = call.of_device.get();
@@ -428,7 +429,7 @@ Task<Status> Executor::broadcast(CallRef call) {
   co_return Status();
 }
 
-void Executor::finish(CallRef call, const Status& status) {
+void Executor::finish(CallRef call, Status status) {
   const ProcessSetId process_set = call->response.process_set;
   Lane& lane = lanes_[process_set];
   --in_flight_;
@@ -452,19 +453,27 @@ void Executor::finish(CallRef call, const Status& status) {
   } else {
     lane.running.erase(call->response.call);
   }
+  // Its part may be in line all the same, with something that another rank has failed to put in line.
+  const bool is_on_device = call->response.memory != MemoryKind::kHost;
+  if (status.ok() && is_on_device && !call->context->cancelled().ok()) status = call->context->cancelled();
   Status told = status;
   if (is_standing && !status.ok()) {  // perhaps no other rank ever began it: then the end of the job has ended it
     if (Status closed = queue_.closing_reason(); !closed.ok()) told = std::move(closed);
   }
   // What all ranks find alike in what they have agreed on is no news to them, and leaves them in step.
-  const bool found_alike = status.code() == StatusCode::kPrecondition && call->response.memory != MemoryKind::kHost;
+  const bool found_alike = status.code() == StatusCode::kPrecondition && is_on_device;
   const bool has_set = sets_.find(process_set) != nullptr;  // otherwise no later call can be out of step
-  if (!status.ok() && !found_alike && has_set && call->membership->size() > 1) {
-    devices_.call_failed(call->response, status);
-  }
+  const bool may_part = !found_alike && has_set && call->membership->size() > 1;
+  if (!status.ok() && may_part) devices_.call_failed(call->response, status);
   // From here on a device may still be at work on it, which holds it then.
-  const DeviceMarkRef launched = call->backend != nullptr ? call->backend->end(status, call) : nullptr;
+  Result<DeviceMarkRef> launched = DeviceMarkRef();
+  if (call->backend != nullptr) launched = call->backend->end(status, call);
+  if (status.ok() && !launched) {
+    status = told = launched.status();
+    if (may_part) devices_.call_failed(call->response, status);
+  }
   if (status.ok()) {
+    if (call->response.memory == MemoryKind::kDevice) keep_in_line(lane, call);
     for (const TensorEntry& entry : call->entries) {
       if (call->response.op != OpKind::kAllreduce || entry.handle == nullptr) continue;
       for_each_tensor(entry.request, [&](DataType dtype, const Shape& shape) {
@@ -478,7 +487,7 @@ void Executor::finish(CallRef call, const Status& status) {
   call->context.reset();
   if (is_on(timeline_)) timeline_->call_ended({process_set, call->response.call}, told);
   for (TensorEntry& entry : call->entries) {
-    if (entry.handle != nullptr) entry.handle->output().launched = launched;
+    if (entry.handle != nullptr && launched) entry.handle->output().launched = launched.value();
     end_entry(entry, told.ok() ? told
                                : Status(told.code(), fmt::format("{} '{}': {}", name_of(call->response.op),
                                                                  entry.request.key.name, told.text())));
@@ -488,6 +497,11 @@ void Executor::finish(CallRef call, const Status& status) {
   on_call_ended_({process_set, call->response.call, found_alike ? Status() : status, in_flight_});
   call.reset();
   start_what_may(lane);
+}
+
+void Executor::keep_in_line(Lane& lane, const CallRef& call) {
+  while (!lane.in_line.empty() && lane.in_line.front().expired()) lane.in_line.pop_front();
+  lane.in_line.push_back(call);
 }
 
 void Executor::end_entry(TensorEntry& entry, const Status& status) {
@@ -519,6 +533,7 @@ void Executor::fail_set(ProcessSetId process_set, const Status& reason) {
 }
 
 void Executor::fail_rank(int rank, const Status& reason) {
+  devices_.fail_rank(rank, reason);
   for (auto& [id, lane] : lanes_) {
     const auto has_it = [rank](const CallRef& call) { return call->membership->contains(rank); };
     // All calls of a set have the same members.
@@ -537,6 +552,11 @@ void Executor::give_up_call(const CallInFlight& call, const Status& reason) {
   devices_.fail_call(call.process_set, call.call, reason);
   const auto lane = lanes_.find(call.process_set);
   if (lane == lanes_.end()) return;
+  if (call.on_device) {  // its handles have ended well, so that only the set's later calls can tell
+    lane->second.in_line.clear();
+    on_call_ended_({call.process_set, call.call, reason, in_flight_});
+    return;
+  }
   const auto& calls = is_standing_call(call.call) ? lane->second.standing : lane->second.running;
   if (const auto found = calls.find(call.call); found != calls.end()) found->second->context->cancel(reason);
 }
@@ -546,6 +566,12 @@ TimePoint Executor::oldest_call() const {
   for (const auto& [id, lane] : lanes_) {
     if (!lane.running.empty()) oldest = std::min(oldest, lane.running.begin()->second->begun);  // they begin in order
     for (const auto& [number, call] : lane.standing) oldest = std::min(oldest, call->begun);
+    for (const std::weak_ptr<Call>& held : lane.in_line) {
+      const CallRef call = held.lock();
+      if (!call) continue;
+      oldest = std::min(oldest, call->begun);
+      break;
+    }
   }
   return oldest;
 }
@@ -555,12 +581,22 @@ std::vector<CallInFlight> Executor::calls_begun_before(TimePoint time) const {
   const auto look_at = [&](const Call& call) {
     if (call.begun >= time) return;
     const Response& response = call.response;
-    found.push_back({response.process_set, response.call, response.op, response.entries.front().name,
-                     response.entries.size(), call.begun, call.context->awaited()});
+    CallInFlight& one = found.emplace_back();
+    one.process_set = response.process_set;
+    one.call = response.call;
+    one.op = response.op;
+    one.name = response.entries.front().name;
+    one.count = response.entries.size();
+    one.begun = call.begun;
+    one.on_device = call.context == nullptr;
+    if (call.context != nullptr) one.awaited = call.context->awaited();
   };
   for (const auto& [id, lane] : lanes_) {
     for (const auto& [number, call] : lane.running) look_at(*call);
     for (const auto& [number, call] : lane.standing) look_at(*call);
+    for (const std::weak_ptr<Call>& held : lane.in_line) {
+      if (const CallRef call = held.lock()) look_at(*call);
+    }
   }
   return found;
 }

@@ -34,7 +34,7 @@ struct ExecutorStatistics {
   Counter standing_calls_withdrawn;  ///< of these, not begun by all ranks, and negotiated after all
 };
 
-/// A call that has begun and has not ended, for messages.
+/// A call that has begun and has not ended, for messages; also one that a device is not done with.
 struct CallInFlight {
   ProcessSetId process_set = 0;
   std::uint64_t call = 0;
@@ -43,6 +43,7 @@ struct CallInFlight {
   std::size_t count = 0;  ///< of its operations
   TimePoint begun;
   std::vector<int> awaited;  ///< global ranks that have yet to send something, or to take it
+  bool on_device = false;    ///< it has ended for this rank's host, and it is not known who is awaited
 };
 
 class Executor {
@@ -101,6 +102,7 @@ class Executor {
     std::map<std::uint64_t, CallRef> running;   // by call number
     std::map<std::uint64_t, CallRef> standing;  // likewise
     std::deque<CallRef> waiting;
+    std::deque<std::weak_ptr<Call>> in_line;  // ended here, and held by a device that may not be done with it
     std::map<std::uint64_t, Status> failed_early;
   };
 
@@ -123,7 +125,8 @@ class Executor {
   void bring_back(Call& call);
   FusionLimits limits() const;
   AllreduceCall allreduce_call(const Response& response) const;
-  void finish(CallRef call, const Status& status);
+  void finish(CallRef call, Status status);
+  static void keep_in_line(Lane& lane, const CallRef& call);
   void end_entry(TensorEntry& entry, const Status& status);
 
   Loop& loop_;

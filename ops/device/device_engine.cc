@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/guarded.h"
 #include "common/log.h"
 
 namespace hvd {
@@ -11,6 +12,13 @@ namespace {
 // Nobody waits for what is learnt there: memory comes back a little later, and a failure is told a little later.
 constexpr Duration kFirstPause = std::chrono::microseconds(100);
 constexpr Duration kLongestPause = std::chrono::milliseconds(2);
+
+// Never destroyed, and still to be found: no leak to those who look for leaks.
+template <typename T>
+void leave_to_process(T left) {
+  static auto* const all = new Guarded<std::vector<T>>;
+  all->with([&](std::vector<T>& others) { others.push_back(std::move(left)); });
+}
 
 }  // namespace
 
@@ -38,7 +46,9 @@ std::weak_ptr<void> DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void>
     kept_for_good_.push_back(kept);
     return kept;
   }
-  kept_.push_back({std::move(mark), kept});
+  Line& line = kept_[{mark->device, mark->stream}];
+  line.push_back({std::move(mark), kept});
+  ++in_line_;
   pause_ = kFirstPause;
   if (timer_ == 0) look_later();
   return kept;
@@ -46,11 +56,12 @@ std::weak_ptr<void> DeviceEngine::keep(DeviceMarkRef mark, std::shared_ptr<void>
 
 void DeviceEngine::abandon() {
   if (timer_ != 0) loop_.cancel_timer(std::exchange(timer_, 0));
-  if (!kept_.empty()) {
+  if (pending()) {
     left_ = true;
     memory_.leave_to_process();
+    leave_to_process(std::exchange(kept_, {}));
+    in_line_ = 0;
   }
-  kept_.clear();
   kept_for_good_.clear();
 }
 
@@ -62,40 +73,52 @@ void DeviceEngine::look_later() {
   pause_ = std::min(2 * pause_, kLongestPause);
 }
 
-bool DeviceEngine::front_is_done() {
-  const DeviceMarkRef mark = kept_.front().mark;
+bool DeviceEngine::front_is_done(Line& line) {
+  const DeviceMarkRef mark = line.front().mark;
   if (mark->event == nullptr) {
     const Result<bool> capturing = runtime_.is_capturing(mark->device, mark->stream);
-    if (capturing && capturing.value()) return false;  // an event would become part of a graph; later
+    if (is_closed_by_capture(capturing)) return false;  // later
     Result<DeviceMarkRef> recorded = events_.recorded(mark);
     if (!recorded) {
       log::error("a stream cannot be watched: {}", recorded.status().text());
-      kept_for_good_.push_back(kept_.front().held);  // there is no telling when it is done
+      kept_for_good_.push_back(line.front().held);  // there is no telling when it is done
       return true;
     }
-    // It stands as well for what came on the same stream until now.
-    for (Kept& kept : kept_) {
-      if (kept.mark->event == nullptr && kept.mark->device == mark->device && kept.mark->stream == mark->stream) {
-        kept.mark = recorded.value();
-      }
+    // It stands as well for what came on the stream until now.
+    for (Kept& kept : line) {
+      if (kept.mark->event == nullptr) kept.mark = recorded.value();
     }
   }
-  const Result<bool> done = runtime_.query(mark->device, kept_.front().mark->event);
+  const Result<bool> done = runtime_.query(mark->device, line.front().mark->event);
   if (!done) {
     log::error("a device cannot be watched: {}", done.status().text());
-    kept_for_good_.push_back(kept_.front().held);
+    kept_for_good_.push_back(line.front().held);
   }
   return !done || done.value();
 }
 
-void DeviceEngine::look() {
-  // Not each is looked at: what comes later is rarely done earlier, and nobody waits for it here.
-  while (!kept_.empty() && front_is_done()) {
-    const Kept finished = std::move(kept_.front());
-    kept_.pop_front();
+std::vector<DeviceMarkRef> DeviceEngine::in_line(int device) {
+  look();
+  std::vector<DeviceMarkRef> marks;
+  for (const auto& [stream, line] : kept_) {
+    if (stream.first == device && line.back().mark->event != nullptr) marks.push_back(line.back().mark);
   }
+  return marks;
+}
+
+void DeviceEngine::look() {
+  std::vector<Kept> finished;  // let go of at the end: that may come back here
+  for (auto& [stream, line] : kept_) {
+    while (!line.empty() && front_is_done(line)) {
+      finished.push_back(std::move(line.front()));
+      line.pop_front();
+    }
+  }
+  in_line_ -= finished.size();
+  std::erase_if(kept_, [](const auto& one) { return one.second.empty(); });
+  finished.clear();
   if (watch_) watch_();
-  if (!kept_.empty() && timer_ == 0) look_later();
+  if (pending() && timer_ == 0) look_later();
 }
 
 }  // namespace hvd

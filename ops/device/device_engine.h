@@ -36,16 +36,19 @@ class DeviceEngine {
   /// What is returned lives as long. The stream of a mark without an event has to live for some milliseconds more.
   std::weak_ptr<void> keep(DeviceMarkRef mark, std::shared_ptr<void> held);
   void keep_for_good(std::shared_ptr<void> held) { kept_for_good_.push_back(std::move(held)); }
+  /// What a device has in line: a mark for each stream that can be marked now.
+  std::vector<DeviceMarkRef> in_line(int device);
   /// Whether something is held that a device is not done with.
-  bool pending() const { return !kept_.empty(); }
+  bool pending() const { return in_line_ > 0; }
   /// Whether so much is in line that more had better wait: what is in line has to go through a device even when it has
   /// become of no use, and CUDA blocks who puts much more there.
-  bool crowded() const { return kept_.size() >= kMostInLine; }
+  bool crowded() const { return in_line_ >= kMostInLine; }
   /// Looks what the devices are done with.
   void look();
   /// Called now and then while something is pending.
   void set_watch(std::function<void()> watch) { watch_ = std::move(watch); }
-  /// Nothing is asked of the devices any more; what is held is let go.
+  /// Nothing is asked of the devices any more. What is held is let go, but for what a device may still be at work on:
+  /// that is left to the process, as nobody looks any more.
   void abandon();
 
  private:
@@ -56,8 +59,9 @@ class DeviceEngine {
     std::shared_ptr<std::shared_ptr<void>> held;
   };
 
-  bool front_is_done();
+  using Line = std::deque<Kept>;  // of one stream: what comes later is done later
 
+  bool front_is_done(Line& line);
   void look_later();
 
   Loop& loop_;
@@ -66,7 +70,8 @@ class DeviceEngine {
   DeviceMemory memory_;
   LaunchOrder order_;
   std::map<std::pair<int, bool>, DeviceStream> streams_;  // by device and whether it is for graphs
-  std::deque<Kept> kept_;
+  std::map<std::pair<int, DeviceStream>, Line> kept_;     // by device and stream; no empty ones
+  std::size_t in_line_ = 0;                               // all of them
   std::vector<std::shared_ptr<void>> kept_for_good_;
   std::function<void()> watch_;
   Loop::TimerId timer_ = 0;

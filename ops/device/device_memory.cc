@@ -104,7 +104,8 @@ std::shared_ptr<DeviceBlock> DeviceMemory::hand_out(const std::shared_ptr<Shelve
 Result<bool> DeviceMemory::mark_consumers(Shelves& shelves, DeviceBlock& block) {
   for (DeviceStream stream : block.consumers) {
     Result<bool> capturing = shelves.runtime.is_capturing(block.device, stream);
-    if (!capturing || capturing.value()) return capturing ? Result<bool>(false) : capturing;
+    if (is_closed_by_capture(capturing)) return false;
+    if (!capturing) return capturing;
   }
   DeviceEvents own(shelves.runtime);  // no pool: this is rare beside the work on a block
   for (DeviceStream stream : std::exchange(block.consumers, {})) {

@@ -53,7 +53,8 @@ class DeviceRuntime {
   /// A stream that does not wait for the default stream, of the highest priority.
   virtual Result<DeviceStream> create_stream(int device) = 0;
   virtual void destroy_stream(int device, DeviceStream stream) = 0;
-  /// Whether what is put on the stream becomes a part of a graph.
+  /// Whether what is put on the stream becomes a part of a graph. kPrecondition while nothing may be put on it, as it
+  /// would wait for a stream that is being captured (the legacy default stream).
   virtual Result<bool> is_capturing(int device, DeviceStream stream) = 0;
 
   virtual Result<DeviceEvent> create_event(int device) = 0;
@@ -81,6 +82,11 @@ class DeviceRuntime {
   virtual Status convert(int device, const DeviceConversion& conversion, std::span<const DevicePiece> pieces,
                          DeviceStream stream) = 0;
 };
+
+/// Of an answer of is_capturing: whether an event cannot be recorded there now that tells when work is done.
+inline bool is_closed_by_capture(const Result<bool>& capturing) {
+  return capturing ? capturing.value() : capturing.status().code() == StatusCode::kPrecondition;
+}
 
 /// What a device module exports under kDeviceModuleSymbol. `version` is compared; `open` gives the runtime, which lives
 /// as long as the process, or fills in why there is none ("no CUDA driver", "no device").

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/env_options.h"
 #include "common/log.h"
 #include "common/loop/sleep.h"
 #include "ops/host_backend.h"
@@ -18,6 +19,14 @@ namespace {
 
 constexpr Duration kShortestNap = std::chrono::microseconds(20);
 constexpr Duration kLongestNap = std::chrono::milliseconds(1);
+
+// Where the network may be at fault: a wrong interface is the usual reason.
+std::string interface_text(nccl::Result result) {
+  if (result != nccl::kSystemError && result != nccl::kRemoteError) return {};
+  const std::optional<std::string> chosen = environment("NCCL_SOCKET_IFNAME");
+  return fmt::format(" (network interface: {})",
+                     chosen ? "NCCL_SOCKET_IFNAME=" + *chosen : "NCCL's choice, as NCCL_SOCKET_IFNAME is not set");
+}
 
 }  // namespace
 
@@ -71,6 +80,13 @@ void NcclBackend::fail_all(const Status& reason) {
   for (auto& [set, communicator] : communicators_) fail(*communicator, reason);
 }
 
+void NcclBackend::fail_rank(int rank, const Status& reason) {
+  for (const CommunicatorRef& communicator : retired_) {
+    const auto& ranks = communicator->ranks;
+    if (ranks && std::binary_search(ranks->begin(), ranks->end(), rank)) fail(*communicator, reason);
+  }
+}
+
 void NcclBackend::fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason) {
   const auto found = communicators_.find(process_set);
   if (found == communicators_.end()) return;
@@ -112,9 +128,9 @@ void NcclBackend::end_retired() {
 Status NcclBackend::checked(nccl::Result result, nccl::Comm comm, std::string_view what) const {
   if (result == nccl::kSuccess || result == nccl::kInProgress) return {};
   const char* detail = api().get_last_error(comm);
-  return Status::internal(fmt::format("NCCL: {}: {}{}{}", what, api().get_error_string(result),
-                                      detail != nullptr && *detail != '\0' ? ": " : "",
-                                      detail != nullptr ? detail : ""));
+  return Status::internal(fmt::format("NCCL: {}: {}{}{}{}", what, api().get_error_string(result),
+                                      detail != nullptr && *detail != '\0' ? ": " : "", detail != nullptr ? detail : "",
+                                      interface_text(result)));
 }
 
 Task<Status> NcclBackend::agree_on_id(CollectiveContext& context, nccl::UniqueId& id) {
@@ -191,6 +207,7 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   }
   communicator.comm = made;
   communicator.device = settings.device;
+  communicator.ranks = settings.ranks;
   co_return Status();
 }
 
@@ -288,19 +305,29 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& commu
   }
 }
 
+Status NcclBackend::look_at(Communicator& communicator) {
+  auto& pending = communicator.pending;
+  while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
+  if (pending.empty() || communicator.comm == nullptr) return {};
+  nccl::Result state = nccl::kSuccess;
+  HVD_RETURN_IF_ERROR(
+      checked(api().comm_get_async_error(communicator.comm, &state), communicator.comm, "a call in flight"));
+  return checked(state, communicator.comm, "a call in flight");
+}
+
 // Errors of the network come to light while a collective runs, long after its call has ended for the engine.
 void NcclBackend::watch() {
+  for (const CommunicatorRef& communicator : retired_) {
+    const Status status = look_at(*communicator);
+    if (status.ok()) continue;
+    log::error("a process set that was removed: {}", status.text());
+    fail(*communicator, status);
+  }
   end_retired();
   for (auto& [set, communicator] : communicators_) {
-    auto& pending = communicator->pending;
-    while (!pending.empty() && pending.front().second.expired()) pending.pop_front();
-    if (pending.empty() || communicator->comm == nullptr) continue;
-    nccl::Result state = nccl::kSuccess;
-    Status status =
-        checked(api().comm_get_async_error(communicator->comm, &state), communicator->comm, "a call in flight");
-    if (status.ok()) status = checked(state, communicator->comm, "a call in flight");
+    const Status status = look_at(*communicator);
     if (status.ok()) continue;
-    const std::uint64_t call = pending.front().first;
+    const std::uint64_t call = communicator->pending.front().first;
     log::error("process set {}: {}", set, status.text());
     fail(*communicator, status);
     failed_late_(set, call, status);

@@ -47,6 +47,8 @@ class NcclBackend {
   /// The set's communicator ends, whatever it is doing, and each later call with `reason`.
   void fail_set(std::uint16_t process_set, const Status& reason);
   void fail_all(const Status& reason);
+  /// A rank is lost: what sets that are no more have in line with it ends, too, as others' work is behind it.
+  void fail_rank(int rank, const Status& reason);
   /// Another member says that a call failed. Where it had ended well here, it is as above.
   void fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason);
   /// The sets whose calls fail from now on, and why.
@@ -64,6 +66,7 @@ class NcclBackend {
   struct Communicator {
     nccl::Comm comm = nullptr;
     int device = -1;
+    std::shared_ptr<const std::vector<int>> ranks;  // global, ascending
     Status failed;
     std::deque<std::pair<std::uint64_t, std::weak_ptr<void>>> pending;  // calls in line, with what is kept for them
     NcclRegistered
@@ -73,11 +76,19 @@ class NcclBackend {
     std::deque<std::uint64_t> recent;  // calls that ended well for the engine: another rank may say that they failed
   };
   using CommunicatorRef = std::shared_ptr<Communicator>;
+  /// On one device, while the rank has several communicators.
+  struct LastLaunch {
+    std::uint16_t process_set = 0;
+    DeviceMarkRef mark;
+  };
 
   const CommunicatorRef& of_set(std::uint16_t process_set);
   void abort(Communicator& communicator);
   void fail(Communicator& communicator, const Status& reason);
   void end_retired();
+  /// The error that NCCL has met in what is in line; none where nothing is.
+  Status look_at(Communicator& communicator);
+  LastLaunch& last_launch(int device) { return last_launches_[device]; }
   Task<Status> connect(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings);
   Task<Status> agree_on_id(CollectiveContext& context, nccl::UniqueId& id);
   /// Until NCCL has put everything in line that it was given.
@@ -102,6 +113,7 @@ class NcclBackend {
   std::unique_ptr<NcclReaper> reaper_;
   std::map<std::uint16_t, CommunicatorRef> communicators_;
   std::vector<CommunicatorRef> retired_;  // of sets that are no more
+  std::map<int, LastLaunch> last_launches_;
 };
 
 }  // namespace hvd

@@ -46,6 +46,7 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
     stream_ = *stream;
   }
   has_stream_ = true;
+  HVD_CO_RETURN_IF_ERROR(follow_other_communicators());
   for (const DeviceMarkRef& mark : settings_.ready) {
     HVD_CO_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, mark->event));
   }
@@ -53,26 +54,50 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
   co_return Status();
 }
 
-DeviceMarkRef NcclCall::end(const Status& status, std::shared_ptr<void> held) {
-  DeviceMarkRef mark;
-  if (has_stream_ && settings_.on_producer) {
-    mark = DeviceEvents::place(settings_.device, stream_, settings_.captured);
-  } else if (has_stream_) {
-    Result<DeviceMarkRef> made = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
-    if (made) {
-      mark = std::move(made).value();
-    } else {
-      backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
-    }
+// Kernels of two communicators that are on a device at once may each wait for room that the other one has, in another
+// order on another rank. In the agreed order, one after the other, they cannot.
+Status NcclCall::follow_other_communicators() {
+  if (settings_.captured || !has_company()) return {};
+  std::vector<DeviceMarkRef> before;
+  const NcclBackend::LastLaunch& last = backend_.last_launch(settings_.device);
+  if (!last.mark) {  // so far there was one communicator, and no need to mark what it did
+    before = backend_.devices_.in_line(settings_.device);
+  } else if (last.process_set != settings_.process_set) {
+    before.push_back(last.mark);
   }
+  for (const DeviceMarkRef& mark : before) {
+    if (mark->stream == stream_) continue;
+    HVD_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, mark->event));
+  }
+  return {};
+}
+
+// A caller's stream may be gone when another communicator's call has to follow: that needs an event now.
+Result<DeviceMarkRef> NcclCall::mark_end() {
+  Result<DeviceMarkRef> mark = DeviceMarkRef();
+  if (settings_.on_producer && (settings_.captured || !has_company())) {
+    mark = DeviceEvents::place(settings_.device, stream_, settings_.captured);
+  } else {
+    mark = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
+  }
+  if (mark && has_company() && !settings_.captured) {
+    backend_.last_launch(settings_.device) = {settings_.process_set, mark.value()};
+  }
+  return mark;
+}
+
+Result<DeviceMarkRef> NcclCall::end(const Status& status, std::shared_ptr<void> held) {
+  Result<DeviceMarkRef> mark = DeviceMarkRef();
+  if (has_stream_) mark = mark_end();
+  if (!mark) backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
   // NCCL may be about to put its work in line, until the abort that a failure brings has come to its end.
   if (!status.ok() && has_stream_ && backend_.reaper_) backend_.reaper_->release_after(held);
   if (status.ok() && communicator_->comm != nullptr) {
     communicator_->recent.push_back(settings_.call);
     if (communicator_->recent.size() > kRecentCalls) communicator_->recent.pop_front();
   }
-  if (mark) {
-    std::weak_ptr<void> kept = backend_.devices_.keep(mark, std::move(held));
+  if (mark && mark.value()) {
+    std::weak_ptr<void> kept = backend_.devices_.keep(mark.value(), std::move(held));
     if (status.ok() && communicator_->comm != nullptr && !settings_.captured) {
       communicator_->pending.emplace_back(settings_.call, std::move(kept));
     }
@@ -169,6 +194,7 @@ Status NcclCall::scale_apart(DataType dtype, double factor, std::vector<DevicePi
 
 template <typename Body>
 Status NcclCall::in_group(std::string_view what, Body body) {
+  HVD_RETURN_IF_ERROR(communicator_->failed);  // while the call waited for something else
   const CurrentDevice current(runtime(), settings_.device);
   HVD_RETURN_IF_ERROR(current.status());
   HVD_RETURN_IF_ERROR(checked(api().group_start(), what));
@@ -181,6 +207,7 @@ Status NcclCall::in_group(std::string_view what, Body body) {
 
 Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype,
                                     ReduceOp op) {
+  HVD_RETURN_IF_ERROR(communicator_->failed);  // while the call waited for something else
   const NcclReduction reduction = nccl_reduction(dtype, op);
   const CurrentDevice current(runtime(), settings_.device);
   HVD_RETURN_IF_ERROR(current.status());

@@ -24,12 +24,15 @@ class NcclCall final : public Backend {
   Task<Status> broadcast(CollectiveContext& context, BroadcastCall call) override;
   Task<Status> reducescatter(CollectiveContext& context, ReducescatterCall call) override;
   Task<Status> alltoall(CollectiveContext& context, AlltoallCall call) override;
-  DeviceMarkRef end(const Status& status, std::shared_ptr<void> held) override;
+  Result<DeviceMarkRef> end(const Status& status, std::shared_ptr<void> held) override;
 
  private:
   DeviceRuntime& runtime() { return backend_.devices_.runtime(); }
   const nccl::Api& api() const { return backend_.api(); }
   nccl::Comm comm() const { return communicator_->comm; }
+  bool has_company() const { return communicator_->comm != nullptr && backend_.communicators_.size() > 1; }
+  Status follow_other_communicators();
+  Result<DeviceMarkRef> mark_end();
   Result<std::shared_ptr<DeviceBlock>> lease(std::size_t bytes);
   Result<std::byte*> scratch(std::size_t bytes);
   /// The set's registered memory, in the order of those who had it before.

@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 constexpr const char* kSoname = "libnccl.so.2";
 constexpr const char* kUserVariable = "HOROVOD_NCCL_LIBRARY";
 constexpr int kOldest = 21801;
+constexpr int kAbortsEnd = 22602;  // an abort of 2.25 may hang when a rank is lost
 constexpr int kFlags = RTLD_NOW | RTLD_LOCAL;
 
 // Where NCCL's wheel has it in the environments that this process may be in.
@@ -143,8 +144,10 @@ Result<const NcclLibrary*> load_nccl() {
   return &loaded.value();
 }
 
-std::vector<nccl::Feature> nccl_features(const nccl::Api& api) {
-  return {{"ncclMemAlloc", api.mem_alloc != nullptr}, {"ncclCommRegister", api.comm_register != nullptr}};
+std::vector<nccl::Feature> nccl_features(const NcclLibrary& library) {
+  return {{"ncclMemAlloc", library.api.mem_alloc != nullptr},
+          {"ncclCommRegister", library.api.comm_register != nullptr},
+          {"aborts that always end", library.version >= kAbortsEnd}};
 }
 
 std::string nccl_version_text(int version) {

@@ -22,8 +22,8 @@ struct NcclLibrary {
 /// stays for the life of the process.
 Result<const NcclLibrary*> load_nccl();
 
-/// The calls that not every NCCL has, and whether this one does.
-std::vector<nccl::Feature> nccl_features(const nccl::Api& api);
+/// What not every NCCL has, and whether this one does.
+std::vector<nccl::Feature> nccl_features(const NcclLibrary& library);
 std::string nccl_version_text(int version);
 
 }  // namespace hvd

@@ -2,10 +2,13 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "ops/nccl/current_device.h"
 
@@ -17,26 +20,24 @@ constexpr auto kNap = std::chrono::milliseconds(1);
 
 }  // namespace
 
-struct NcclReaper::Task {
+struct NcclReaper::Ending {
   nccl::Comm comm = nullptr;
   int device = 0;
   bool gently = false;
   NcclRegistered registered;
-  std::shared_ptr<void> held;
 };
 
 struct NcclReaper::State {
   State(const nccl::Api& of, DeviceRuntime& on) : api(of), runtime(on) {}
 
-  void end(const Task& task) const {
-    if (task.comm == nullptr) return;
-    const CurrentDevice current(runtime, task.device);
+  void end(const Ending& ending) const {
+    const CurrentDevice current(runtime, ending.device);
     // While the communicator can still tell its helpers. An abort undoes registrations itself, once nothing uses them.
-    if (task.gently && task.registered.block) api.comm_deregister(task.comm, task.registered.registration);
-    if (task.gently && finalise(task.comm)) {
-      api.comm_destroy(task.comm);
+    if (ending.gently && ending.registered.block) api.comm_deregister(ending.comm, ending.registered.registration);
+    if (ending.gently && finalise(ending.comm)) {
+      api.comm_destroy(ending.comm);
     } else {
-      api.comm_abort(task.comm);
+      api.comm_abort(ending.comm);
     }
   }
 
@@ -50,48 +51,69 @@ struct NcclReaper::State {
     return state == nccl::kSuccess;
   }
 
+  /// What may be let go of. The caller has the mutex, and lets go without it.
+  std::vector<std::shared_ptr<void>> take_released() {
+    std::vector<std::shared_ptr<void>> released;
+    while (!held.empty() && (under_way.empty() || *under_way.begin() >= held.front().first)) {
+      released.push_back(std::move(held.front().second));
+      held.pop_front();
+    }
+    return released;
+  }
+
   const nccl::Api& api;  // both live as long as the process
   DeviceRuntime& runtime;
   std::mutex mutex;
   std::condition_variable changed;
-  std::deque<Task> waiting;
-  bool works = false;  // the thread is there
+  int threads = 0;
+  std::uint64_t next = 0;
+  std::set<std::uint64_t> under_way;                                 // endings, by number
+  std::deque<std::pair<std::uint64_t, std::shared_ptr<void>>> held;  // until all endings below that number are done
 };
 
 NcclReaper::NcclReaper(const nccl::Api& api, DeviceRuntime& runtime) : state_(std::make_shared<State>(api, runtime)) {}
 
 NcclReaper::~NcclReaper() {
   std::unique_lock lock(state_->mutex);
-  state_->changed.wait_for(lock, kPatience, [this] { return !state_->works; });
+  state_->changed.wait_for(lock, kPatience, [this] { return state_->threads == 0; });
 }
 
 void NcclReaper::abort(nccl::Comm comm, int device, NcclRegistered registered) {
-  add({comm, device, /*gently=*/false, std::move(registered), nullptr});
+  begin({comm, device, /*gently=*/false, std::move(registered)});
 }
 
 void NcclReaper::finish(nccl::Comm comm, int device, NcclRegistered registered) {
-  add({comm, device, /*gently=*/true, std::move(registered), nullptr});
+  begin({comm, device, /*gently=*/true, std::move(registered)});
 }
 
-void NcclReaper::release_after(std::shared_ptr<void> held) { add({nullptr, 0, false, {}, std::move(held)}); }
-
-void NcclReaper::add(Task task) {
+void NcclReaper::release_after(std::shared_ptr<void> held) {
+  std::vector<std::shared_ptr<void>> released;
   const std::scoped_lock lock(state_->mutex);
-  state_->waiting.push_back(std::move(task));
-  if (std::exchange(state_->works, true)) return;
-  // Detached: it ends by itself when nothing is left, and NCCL may keep it for longer than this process cares.
-  std::thread([state = state_] {
-    std::unique_lock turn(state->mutex);
-    while (!state->waiting.empty()) {
-      Task next = std::move(state->waiting.front());
-      state->waiting.pop_front();
-      turn.unlock();
-      state->end(next);
-      next.registered = {};
-      next.held.reset();
-      turn.lock();
+  state_->held.emplace_back(state_->next, std::move(held));
+  released = state_->take_released();
+}
+
+void NcclReaper::begin(Ending ending) {
+  std::uint64_t number = 0;
+  {
+    const std::scoped_lock lock(state_->mutex);
+    number = state_->next++;
+    state_->under_way.insert(number);
+    ++state_->threads;
+  }
+  // Detached: it ends by itself, and NCCL may keep it for longer than this process cares.
+  std::thread([state = state_, number, ending = std::move(ending)]() mutable {
+    state->end(ending);
+    ending.registered = {};
+    std::vector<std::shared_ptr<void>> released;
+    {
+      const std::scoped_lock lock(state->mutex);
+      state->under_way.erase(number);
+      released = state->take_released();
     }
-    state->works = false;
+    released.clear();
+    const std::scoped_lock lock(state->mutex);
+    --state->threads;
     state->changed.notify_all();
   }).detach();
 }

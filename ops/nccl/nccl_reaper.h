@@ -1,5 +1,7 @@
-// Ends communicators on a thread of its own: NCCL may take its time for that, and nobody here waits for it.
-// Turn; what is held is let go by the thread.
+// Ends communicators, each on a thread of its own: NCCL may take its time for that, and nobody here waits for it. An
+// abort waits until the communicator's kernels have left their streams, and one of them may stand behind a kernel of
+// another communicator that has to be aborted, too: so no end waits for another one to be begun.
+// Turn; what is held is let go by the threads.
 #pragma once
 
 #include <memory>
@@ -29,15 +31,15 @@ class NcclReaper {
   /// Lets what it is still doing come to its end, on all ranks, and frees it; aborts it after 5 s. Of this rank nothing
   /// may be in line any more.
   void finish(nccl::Comm comm, int device, NcclRegistered registered);
-  /// Lets go of `held` after everything that was given before.
+  /// Lets go of `held` once everything that was given before has ended.
   void release_after(std::shared_ptr<void> held);
 
  private:
   struct State;
-  struct Task;
-  void add(Task task);
+  struct Ending;
+  void begin(Ending ending);
 
-  std::shared_ptr<State> state_;  // also the thread's: it may outlive this object
+  std::shared_ptr<State> state_;  // also the threads': they may outlive this object
 };
 
 }  // namespace hvd

@@ -6,9 +6,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <latch>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -63,6 +66,12 @@ class DeviceRank {
     device.synchronise();
     tensors.clear();
     device.destroy_stream(0, stream);
+    if (leaves_work) return;
+    const FakeDevice::Counts counts = device.counts();
+    EXPECT_EQ(counts.events, 0u);
+    EXPECT_EQ(counts.streams, 0u);
+    EXPECT_EQ(counts.bytes, 0u);
+    EXPECT_EQ(counts.pinned_bytes, 0u);
   }
   DeviceRank(const DeviceRank&) = delete;
   DeviceRank& operator=(const DeviceRank&) = delete;
@@ -145,6 +154,7 @@ class DeviceRank {
   FakeSource source;
   std::unique_ptr<TestRank> hvd;
   DeviceStream stream = nullptr;
+  bool leaves_work = false;  ///< it ends while the device is at work, and leaves to the process what that needs
   std::vector<std::unique_ptr<Tensor>> tensors;
 
  private:
@@ -154,7 +164,7 @@ class DeviceRank {
 class DeviceJob {
  public:
   explicit DeviceJob(int size, const TestRank::Settings& settings = {}, FakeNccl::Settings nccl = {})
-      : nccl_(nccl), network_(size) {
+      : nccl_(as_in_life(nccl)), network_(size) {
     const std::uint64_t seed = seed_of_this_run();
     for (int rank = 0; rank < size; ++rank) {
       ranks_.push_back(std::make_unique<DeviceRank>(network_, rank, settings, seed));
@@ -177,6 +187,7 @@ class DeviceJob {
   DeviceRank& operator[](int rank) { return *ranks_[static_cast<std::size_t>(rank)]; }
   void kill(int rank) {
     killed_ = true;
+    (*this)[rank].leaves_work = true;
     ranks_[static_cast<std::size_t>(rank)].reset();
   }
   /// Runs `body` on a thread of each rank that is there.
@@ -191,6 +202,11 @@ class DeviceJob {
   }
 
  private:
+  static FakeNccl::Settings as_in_life(FakeNccl::Settings settings) {
+    settings.abort_waits = true;  // each device has a thread
+    return settings;
+  }
+
   FakeNccl nccl_;
   InprocNetwork network_;
   bool killed_ = false;
@@ -543,10 +559,12 @@ TEST(DeviceFaults, AnErrorWhileACallIsInFlightEndsTheSetsLaterCallsOnAllRanks) {
     const auto end = std::chrono::steady_clock::now() + 30s;
     for (int i = 0; status.ok() && std::chrono::steady_clock::now() < end; ++i) {
       float* const place = rank.produce(std::vector<float>(3, 1.0f));
-      status = rank.run(rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {3}, place, place));
+      const bool exchanges = i % 2 == 1;  // ranks tell each other more before NCCL is asked
+      status = rank.run(rank.entry(exchanges ? OpKind::kAlltoall : OpKind::kAllreduce, fmt::format("x{}", i),
+                                   DataType::kFloat32, {3}, place, exchanges ? nullptr : place));
       std::this_thread::sleep_for(1ms);
     }
-    EXPECT_NE(status.text().find("socket to rank 2 broke"), std::string::npos) << status.text();
+    EXPECT_NE(status.text().find("socket to rank 2 broke (network interface: "), std::string::npos) << status.text();
     expect_host_works(rank, "y");
   });
   job.shut_down();
@@ -682,6 +700,296 @@ Status allreduce_int16(DeviceRank& rank, const std::string& name, std::size_t co
   EXPECT_EQ(rank.consume<std::int16_t>(place, count), std::vector<std::int16_t>(count, total)) << name;
   return status;
 }
+
+// Of both sets a call is in line, one behind the other on each device, and the first one does not end.
+TEST(DeviceFaults, TheAbortOfASetWaitsForNoOther) {
+  TestRank::Settings settings;
+  settings.options.dynamic_process_sets = true;
+  DeviceJob job(4, settings);
+  job.run([&](DeviceRank& rank) {
+    Result<ProcessSetId> set = rank.hvd->add_process_set({0, 1, 2});
+    ASSERT_TRUE(set.ok()) << set.status().text();
+    ASSERT_TRUE(allreduce_once(rank, "all").ok());
+    const bool is_member = rank.rank() < 3;
+    if (is_member) {
+      ASSERT_TRUE(allreduce_int16(rank, "set", 5, *set, 3).ok());
+    }
+    job.nccl().inject({.kind = FakeNcclFault::Kind::kCollectiveHangs, .rank = 2, .call = 1});
+    for (const ProcessSetId each : {*set, ProcessSetId{0}}) {
+      if (each != 0 && !is_member) continue;
+      float* const place = rank.produce(std::vector<float>(4, 1.0f));
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, "hangs", DataType::kFloat32, {4}, place, place);
+      entry.request.key.process_set = each;
+      const Status status = rank.hvd->wait(rank.hvd->enqueue(std::move(entry)));
+      EXPECT_TRUE(status.ok()) << status.text();
+    }
+  });
+  job.kill(2);
+  const auto end = std::chrono::steady_clock::now() + 30s;
+  while (job.nccl().alive_communicators() > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(1ms);
+  }
+  EXPECT_EQ(job.nccl().alive_communicators(), 0u);
+  job.shut_down();
+}
+
+TEST(DeviceFaults, ARemovedSetThatHasLostAMemberIsAborted) {
+  TestRank::Settings settings;
+  settings.options.dynamic_process_sets = true;
+  DeviceJob job(3, settings);
+  job.run([&](DeviceRank& rank) {
+    Result<ProcessSetId> set = rank.hvd->add_process_set({0, 1});
+    ASSERT_TRUE(set.ok()) << set.status().text();
+    if (rank.rank() < 2) {
+      ASSERT_TRUE(allreduce_int16(rank, "warm", 5, *set, 2).ok());
+    }
+    job.nccl().inject({.kind = FakeNcclFault::Kind::kCollectiveHangs, .rank = 1, .call = 1});
+    if (rank.rank() < 2) {
+      float* const place = rank.produce(std::vector<float>(4, 1.0f));
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, "hangs", DataType::kFloat32, {4}, place, place);
+      entry.request.key.process_set = *set;
+      const Status status = rank.hvd->wait(rank.hvd->enqueue(std::move(entry)));
+      EXPECT_TRUE(status.ok()) << status.text();
+    }
+    TensorEntry remove = make_entry(OpKind::kProcessSetRemove, "remove", DataType::kUint8, {*set}, nullptr, nullptr);
+    const Status removed = rank.hvd->wait(rank.hvd->enqueue(std::move(remove)));
+    EXPECT_TRUE(removed.ok()) << removed.text();
+  });
+  EXPECT_EQ(job.nccl().alive_communicators(), 2u);
+  job.kill(1);
+  const auto end = std::chrono::steady_clock::now() + 30s;
+  while (job.nccl().alive_communicators() > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(1ms);
+  }
+  EXPECT_EQ(job.nccl().alive_communicators(), 0u);
+  job.shut_down();
+}
+
+TEST(DeviceFaults, ACollectiveThatDoesNotEndIsGivenUp) {
+  TestRank::Settings settings;
+  settings.options.stall_check_time = 1s;
+  settings.options.stall_shutdown_time = 2s;
+  DeviceJob job(3, settings);
+  job.nccl().inject({.kind = FakeNcclFault::Kind::kCollectiveHangs, .rank = 1, .call = 1});
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    float* const place = rank.produce(std::vector<float>(4, 1.0f));
+    const Status begun = rank.run(rank.entry(OpKind::kAllreduce, "hangs", DataType::kFloat32, {4}, place, place));
+    EXPECT_TRUE(begun.ok()) << "it ends on a device alone: " << begun.text();
+    rank.consume<float>(place, 4);  // comes to its end, and says when it does not
+    const Status later = allreduce_once(rank, "later");
+    EXPECT_NE(later.text().find("allreduce 'hangs', which a GPU has not finished, has begun and not ended within "
+                                "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"),
+              std::string::npos)
+        << later.text();
+    expect_host_works(rank, "z");
+  });
+  job.shut_down();
+}
+
+// What is on its way sleeps until a device, or NCCL, has got somewhere, which takes longer than a shutdown may.
+TEST(DeviceFaults, AShutdownEndsHandlesThatWaitForADeviceOrForNccl) {
+  for (const bool staged : {true, false}) {
+    TestRank::Settings settings;
+    settings.options.gpu_operations = staged ? "host" : "nccl";
+    settings.options.shutdown_timeout = 200ms;
+    DeviceJob job(2, settings);
+    if (!staged) job.nccl().inject({.kind = FakeNcclFault::Kind::kInitHangs, .rank = 0});
+    std::latch all_asked(2);
+    job.run([&](DeviceRank& rank) {
+      if (staged && rank.rank() == 0) rank.device.hang();
+      std::vector<Result<HandleRef>> handles;
+      for (int i = 0; i < 3; ++i) {  // some wait for their turn
+        float* const place = rank.produce(std::vector<float>(40'000, 1.0f));
+        handles.push_back(rank.hvd->enqueue(
+            rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {40'000}, place, place)));
+      }
+      const auto under_way = [&] { return rank.hvd->runtime().statistics().executor.collective_calls.value() > 0; };
+      const auto end = std::chrono::steady_clock::now() + 1s;
+      while (!under_way() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
+      all_asked.arrive_and_wait();
+      rank.hvd->shut_down();
+      for (const Result<HandleRef>& handle : handles) {
+        ASSERT_TRUE(handle.ok());
+        EXPECT_TRUE(handle.value()->done()) << (staged ? "staged" : "nccl") << ", rank " << rank.rank();
+      }
+      rank.leaves_work = true;
+    });
+  }
+}
+
+TEST(DeviceFaults, WhatADeviceIsAtWorkOnOutlivesTheShutdown) {
+  TestRank::Settings settings;
+  settings.options.shutdown_timeout = 200ms;
+  DeviceJob job(2, settings);
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    auto owner = std::make_shared<int>(1);
+    const std::weak_ptr<int> watch = owner;
+    float* const place = rank.produce(std::vector<float>(5, 1.0f));
+    TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {5}, place, place);
+    entry.keep_alive = std::move(owner);
+    rank.device.hang();
+    EXPECT_TRUE(rank.run(std::move(entry)).ok());
+    rank.hvd->shut_down();
+    EXPECT_FALSE(watch.expired()) << "the device may still write there";
+    rank.leaves_work = true;
+    rank.device.release();
+  });
+}
+
+TEST(DeviceFaults, AnEndThatCannotBeMarkedIsAnError) {
+  DeviceJob job(3);
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    float* const place = rank.produce(std::vector<float>(3, 1.0f));
+    if (rank.rank() == 1) {  // the first is that of the producer
+      rank.device.fail(FakeCall::kRecord, Status::internal("no record"), /*after=*/1, /*times=*/1);
+    }
+    const Status status =
+        rank.hvd->wait(rank.hvd->enqueue(rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {3}, place, place)));
+    if (rank.rank() == 1) {
+      EXPECT_NE(status.text().find("no record"), std::string::npos) << status.text();
+    }
+    Status later;
+    const auto end = std::chrono::steady_clock::now() + 30s;
+    while (later.ok() && std::chrono::steady_clock::now() < end) later = allreduce_once(rank, "later");
+    EXPECT_NE(later.text().find("no record"), std::string::npos) << later.text();
+    expect_host_works(rank, "z");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, WorkOnOneStreamHoldsUpNoneOnAnother) {
+  DeviceJob job(2);
+  std::array<std::atomic<bool>, 2> go{};
+  job.run([&](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    std::atomic<bool>& released = go[static_cast<std::size_t>(rank.rank())];
+    float* const slow = rank.produce(std::vector<float>(3, 1.0f));
+    ASSERT_TRUE(
+        rank.device.launch(rank.stream, {.name = "long", .ready = [&released] { return released.load(); }}).ok());
+    TensorEntry behind = rank.entry(OpKind::kAllreduce, "behind", DataType::kFloat32, {3}, slow, slow);
+    behind.caller_waits = true;
+    EXPECT_TRUE(rank.wait(rank.hvd->enqueue(std::move(behind))).ok());
+
+    const DeviceStream side = rank.device.create_stream(0).value();
+    auto owner = std::make_shared<int>(1);
+    const std::weak_ptr<int> watch = owner;
+    auto* const place = reinterpret_cast<float*>(rank.make(12));
+    ASSERT_TRUE(
+        rank.device
+            .launch(side,
+                    {.name = "producer", .writes = {{place, 12}}, .run = [place] { std::fill_n(place, 3, 1.0f); }})
+            .ok());
+    TensorEntry beside = rank.entry(OpKind::kAllreduce, "beside", DataType::kFloat32, {3}, place, place);
+    beside.request.reduce_op = ReduceOp::kAdasum;  // through the host, on the engine's stream
+    beside.producer = side;
+    beside.keep_alive = std::move(owner);
+    EXPECT_TRUE(rank.hvd->wait(rank.hvd->enqueue(std::move(beside))).ok());
+    const auto end = std::chrono::steady_clock::now() + 30s;
+    while (!watch.expired() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(watch.expired()) << "it is done, and still held";
+    released = true;
+    EXPECT_EQ(rank.consume<float>(slow, 3), std::vector<float>(3, 2.0f));
+    rank.device.destroy_stream(0, side);
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, CollectivesOfTwoSetsAreNeverOnADeviceAtOnce) {
+  TestRank::Settings settings;
+  settings.options.dynamic_process_sets = true;
+  DeviceJob job(3, settings);
+  job.run([](DeviceRank& rank) {
+    Result<ProcessSetId> set = rank.hvd->add_process_set({0, 1});
+    ASSERT_TRUE(set.ok()) << set.status().text();
+    std::vector<float*> places;
+    std::vector<Result<HandleRef>> handles;
+    for (int i = 0; i < 40; ++i) {
+      places.push_back(rank.produce(std::vector<float>(40'000, 1.0f)));
+      TensorEntry entry =
+          rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {40'000}, places[i], places[i]);
+      const bool in_set = i % 2 == 0;
+      if (in_set && rank.rank() == 2) continue;
+      if (in_set) entry.request.key.process_set = *set;
+      entry.caller_waits = i % 3 == 0;  // in turns on the caller's stream and on the engine's
+      handles.push_back(rank.hvd->enqueue(std::move(entry)));
+      if (i % 3 == 0) {
+        EXPECT_TRUE(rank.wait(handles.back()).ok());
+      }
+    }
+    for (const auto& handle : handles) EXPECT_TRUE(rank.wait(handle).ok());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const float sum = i % 2 != 0 ? 3.0f : rank.rank() < 2 ? 2.0f : 1.0f;
+      EXPECT_EQ(rank.consume<float>(places[i], 1).front(), sum);
+    }
+  });
+  EXPECT_EQ(job.nccl().concurrent_calls(), 0u);
+  job.shut_down();
+}
+
+TEST(DeviceFaults, OnceWarmNothingIsAllocated) {
+  for (const char* const operations : {"nccl", "host"}) {
+    TestRank::Settings settings;
+    settings.options.gpu_operations = operations;
+    settings.options.nccl_registered_bytes = 0;
+    DeviceJob job(2, settings);
+    job.run([](DeviceRank& rank) {
+      for (int i = 0; i < 100; ++i) ASSERT_TRUE(allreduce_int16(rank, fmt::format("x{}", i % 3)).ok());
+      // Few can be under way at once, as each is looked at before the next one.
+      EXPECT_LE(rank.device.counts().allocations, 10u);
+      EXPECT_EQ(rank.device.counts().synchronising_calls, 0u);
+    });
+    job.shut_down();
+  }
+}
+
+// ---- any call to the device fails once, on one rank
+
+class OneDeviceCallFails : public ::testing::TestWithParam<std::tuple<FakeCall, const char*>> {};
+
+TEST_P(OneDeviceCallFails, EverythingEndsAndTheHostsMemoryWorks) {
+  const auto [call, operations] = GetParam();
+  for (std::size_t after = 0; after < 4; ++after) {
+    TestRank::Settings settings;
+    settings.options.gpu_operations = operations;
+    DeviceJob job(3, settings);
+    job.run([&, call = call](DeviceRank& rank) {
+      if (rank.rank() == 1) rank.device.fail(call, Status::internal("planted"), after, 1);
+      for (int i = 0; i < 3; ++i) {
+        for (const OpKind op :
+             {OpKind::kAllreduce, OpKind::kAllgather, OpKind::kReducescatter, OpKind::kAlltoall, OpKind::kBroadcast}) {
+          std::byte* const place = rank.produce(elements(DataType::kInt16, 6, rank.rank()));
+          const bool in_place = op == OpKind::kAllreduce || op == OpKind::kBroadcast;
+          // Of one rank alone it is an error in the caller's hands, which the others have to wait for.
+          Result<HandleRef> handle = Status::internal("not tried");
+          for (int tries = 0; !handle && tries < 3; ++tries) {
+            handle = rank.hvd->enqueue(rank.entry(op, fmt::format("{} {}", name_of(op), i), DataType::kInt16, {6},
+                                                  place, in_place ? place : nullptr));
+          }
+          ASSERT_TRUE(handle.ok()) << handle.status().text();
+          static_cast<void>(rank.wait(handle));
+        }
+      }
+      rank.device.clear_faults();
+      rank.consume<std::byte>(rank.produce(std::vector<std::byte>(1)), 1);  // the device is free
+      expect_host_works(rank, "z");
+    });
+    job.shut_down();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Calls, OneDeviceCallFails,
+                         ::testing::Combine(::testing::Values(FakeCall::kCreateStream, FakeCall::kCreateEvent,
+                                                              FakeCall::kRecord, FakeCall::kWait, FakeCall::kQuery,
+                                                              FakeCall::kAllocate, FakeCall::kAllocatePinned,
+                                                              FakeCall::kCopy, FakeCall::kConvert),
+                                            ::testing::Values("nccl", "host")),
+                         [](const auto& one) {
+                           return fmt::format("{}_{}", static_cast<int>(std::get<0>(one.param)),
+                                              std::get<1>(one.param));
+                         });
 
 NcclBackend::Statistics statistics_of(DeviceRank& rank) { return rank.hvd->runtime().statistics().nccl; }
 
@@ -942,6 +1250,35 @@ TEST(DeviceGraphs, AnOutputThatIsDroppedUnderCaptureIsUsedAgainAfterIt) {
       ASSERT_TRUE(status.ok()) << status.text();
       EXPECT_EQ(seen(later), std::vector<float>(32, 1.0f));
     }
+  });
+  job.shut_down();
+}
+
+// Most programs have their work on the default stream, which is closed while a stream that waits for it is captured.
+TEST(DeviceGraphs, TheDefaultStreamIsLeftAloneDuringACapture) {
+  DeviceJob job(2);
+  job.run([](DeviceRank& rank) {
+    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
+    auto owner = std::make_shared<int>(1);
+    const std::weak_ptr<int> watch = owner;
+    auto* const place = reinterpret_cast<float*>(rank.make(12));
+    ASSERT_TRUE(
+        rank.device
+            .launch(nullptr,
+                    {.name = "producer", .writes = {{place, 12}}, .run = [place] { std::fill_n(place, 3, 1.0f); }})
+            .ok());
+    TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {3}, place, place);
+    entry.producer = nullptr;
+    entry.caller_waits = true;
+    entry.keep_alive = std::move(owner);
+    const Result<HandleRef> handle = rank.hvd->enqueue(std::move(entry));
+    ASSERT_TRUE(rank.hvd->wait(handle).ok());
+    ASSERT_TRUE(rank.device.begin_capture(rank.stream, /*blocking=*/true).ok());
+    std::this_thread::sleep_for(20ms);  // some looks of the engine at the device
+    EXPECT_TRUE(rank.device.end_capture(rank.stream).ok());
+    const auto end = std::chrono::steady_clock::now() + 30s;
+    while (!watch.expired() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(watch.expired()) << "it is done, and still held";
   });
   job.shut_down();
 }

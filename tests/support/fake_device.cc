@@ -1,6 +1,7 @@
 #include "tests/support/fake_device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -29,6 +30,10 @@ std::mutex& fake_mutex() { return process().mutex; }
 void fake_changed_locked() {
   ++process().changes;
   process().changed.notify_all();
+}
+
+bool fake_wait_locked(std::unique_lock<std::mutex>& lock, const std::function<bool()>& condition) {
+  return process().changed.wait_for(lock, std::chrono::seconds(60), condition);
 }
 
 namespace {
@@ -136,6 +141,7 @@ Result<bool> FakeDevice::is_capturing(int device, DeviceStream stream) {
   const Lock lock(fake_mutex());
   const Result<FakeStream*> found = stream_locked(device, stream);
   if (!found) return found.status();
+  if (is_closed_locked(*found.value())) return Status::precondition("a stream that waits for it is being captured");
   return found.value()->capture != nullptr;
 }
 
@@ -171,6 +177,7 @@ Status FakeDevice::record(int device, DeviceEvent event, DeviceStream stream) {
   }
   auto point = std::make_shared<FakeEventPoint>();
   found_event.value()->point = point;
+  if (is_closed_locked(on)) violation_locked("an event is recorded on the default stream during a capture");
   if (on.capture) {
     point->captured = true;
     point->capture = on.capture;
@@ -242,6 +249,7 @@ Result<void*> FakeDevice::allocate_locked(FakeCall call, std::size_t bytes, std:
   allocated_.insert(memory);
   checker_.add(memory, bytes);
   alive += bytes;
+  ++counts_.allocations;
   return memory;
 }
 

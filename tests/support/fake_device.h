@@ -65,6 +65,7 @@ class FakeDevice : public DeviceRuntime {
   struct Counts {
     std::size_t launches = 0;             ///< copies, conversions, collectives and kernels of the test, as enqueued
     std::size_t synchronising_calls = 0;  ///< free and free_pinned of memory
+    std::size_t allocations = 0;          ///< which may wait, too: allocate and allocate_pinned
     std::size_t events = 0;               ///< alive, as are the following
     std::size_t streams = 0;
     std::size_t bytes = 0;
@@ -108,7 +109,8 @@ class FakeDevice : public DeviceRuntime {
   void forget(const void* memory);
   /// A kernel of the test: `name`, `reads`, `writes` and `run` are asked for.
   Status launch(DeviceStream stream, FakeWork work);
-  Status begin_capture(DeviceStream stream);
+  /// `blocking`: the stream is of those that wait for the default stream, which is closed then until the end.
+  Status begin_capture(DeviceStream stream, bool blocking = false);
   /// The graph, or an error where the capture became invalid or a stream that took part was not joined.
   Result<FakeGraphRef> end_capture(DeviceStream stream);
   Status replay(const FakeGraphRef& graph, DeviceStream stream);
@@ -166,6 +168,7 @@ class FakeDevice : public DeviceRuntime {
   Status fault_locked(FakeCall call);
   Result<FakeStream*> stream_locked(int device, DeviceStream stream);
   Result<FakeStream*> stream_locked(DeviceStream stream);
+  bool is_closed_locked(const FakeStream& stream) const;
   Result<FakeEvent*> event_locked(int device, DeviceEvent event);
   FakeStream* add_stream_locked(int device);
   Result<void*> allocate_locked(FakeCall call, std::size_t bytes, std::size_t& alive);
@@ -207,5 +210,7 @@ FakeCurrent& fake_current();
 std::mutex& fake_mutex();
 /// Something happened that may let work run. The caller holds fake_mutex().
 void fake_changed_locked();
+/// Until something has happened that makes `condition` true; false after 60 s without.
+bool fake_wait_locked(std::unique_lock<std::mutex>& lock, const std::function<bool()>& condition);
 
 }  // namespace hvd::testing

@@ -1,4 +1,5 @@
 // Graph capture: entries of capturing streams, and their replay.
+#include <algorithm>
 #include <map>
 
 #include "tests/support/fake_device_parts.h"
@@ -24,7 +25,7 @@ bool is_joined(const FakeCapture& capture) {
 
 }  // namespace
 
-Status FakeDevice::begin_capture(DeviceStream stream) {
+Status FakeDevice::begin_capture(DeviceStream stream, bool blocking) {
   const Lock lock(fake_mutex());
   const Result<FakeStream*> found = stream_locked(stream);
   if (!found) return found.status();
@@ -32,9 +33,17 @@ Status FakeDevice::begin_capture(DeviceStream stream) {
   auto capture = std::make_shared<FakeCapture>();
   capture->streams.push_back(found.value());
   capture->device = this;
+  capture->blocking = blocking;
   found.value()->capture = std::move(capture);
   found.value()->lane = 0;
   return {};
+}
+
+bool FakeDevice::is_closed_locked(const FakeStream& stream) const {
+  if (stream.index >= static_cast<std::size_t>(settings_.devices)) return false;
+  return std::ranges::any_of(streams_, [&](const auto& other) {
+    return other->device == stream.device && other->capture && other->capture->blocking;
+  });
 }
 
 Result<FakeGraphRef> FakeDevice::end_capture(DeviceStream stream) {

@@ -71,6 +71,7 @@ struct FakeCapture {
   std::vector<FakeCapturedEntry> entries;
   Status invalid;
   bool ended = false;
+  bool blocking = false;
   std::vector<FakeStream*> replay_streams;      ///< by lane, without lane 0
   std::shared_ptr<FakeEventPoint> last_replay;  ///< replays of one graph follow each other
   FakeDevice* device = nullptr;

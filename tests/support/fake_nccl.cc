@@ -306,12 +306,15 @@ NcclResult comm_abort(nccl::Comm handle) {
     comm->aborting = true;
   }
   std::this_thread::sleep_for(state->settings.abort_takes);
-  const Lock lock(fake_mutex());
+  Lock lock(fake_mutex());
   comm->phase = Phase::kAborted;
-  if (current() == state) end_registrations(*comm);
   comm->waiting.clear();
-  --state->alive;
   fake_changed_locked();
+  if (state->settings.abort_waits && !fake_wait_locked(lock, [&comm] { return comm->pending == 0; })) {
+    state->violations.push_back(fmt::format("comm_abort: the work of {} stayed on its stream for 60 s", comm->name()));
+  }
+  if (current() == state) end_registrations(*comm);
+  --state->alive;
   return nccl::kSuccess;
 }
 
@@ -526,6 +529,11 @@ std::size_t FakeNccl::alive_registrations() const {
 std::size_t FakeNccl::registered_calls() const {
   const Lock lock(fake_mutex());
   return state_->registered_calls;
+}
+
+std::size_t FakeNccl::concurrent_calls() const {
+  const Lock lock(fake_mutex());
+  return state_->concurrent_calls;
 }
 
 std::vector<std::thread::id> FakeNccl::abort_threads() const {

@@ -43,6 +43,7 @@ class FakeNccl {
     int max_launch_polls = 3;               ///< the same after a launch and after comm_finalize
     bool every_launch_in_progress = false;  ///< otherwise only the first launch of a communicator
     std::chrono::milliseconds abort_takes{0};
+    bool abort_waits = false;  ///< as NCCL's: until the communicator's work has left its streams, which have to run
   };
 
   FakeNccl() : FakeNccl(Settings{}) {}
@@ -66,6 +67,9 @@ class FakeNccl {
   std::size_t alive_registrations() const;  ///< an abort ends those of its communicator
   /// Calls of all ranks that used registered memory, as enqueued; those of a graph at each replay.
   std::size_t registered_calls() const;
+  /// Calls that began on a device while one of another communicator was under way there: they may take each other's
+  /// room.
+  std::size_t concurrent_calls() const;
   /// The threads that called comm_abort, in order.
   std::vector<std::thread::id> abort_threads() const;
   std::vector<std::string> violations() const;

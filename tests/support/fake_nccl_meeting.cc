@@ -1,5 +1,6 @@
 // From calls to work on streams, and how the work of several ranks meets.
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -79,6 +80,16 @@ Part join_meeting(Comm& comm, const Call& call, const std::shared_ptr<FakeWork>&
   return part;
 }
 
+void begin(Comm& comm) {
+  if (current()) {
+    for (const auto& [handle, other] : current()->comms) {
+      const bool is_here = other->device.owner == comm.device.owner && other->device.device == comm.device.device;
+      if (other.get() != &comm && is_here && !other->is_dead() && other->begun > 0) ++current()->concurrent_calls;
+    }
+  }
+  ++comm.begun;
+}
+
 bool is_ready(const Comm& comm, const std::vector<Part>& parts, std::uint64_t last) {
   if (comm.is_dead()) return true;
   if (find_fault(Kind::kCollectiveHangs, comm, last) != nullptr) return false;
@@ -111,13 +122,19 @@ std::shared_ptr<FakeWork> make_work(const std::shared_ptr<Comm>& comm, const std
     parts.push_back(join_meeting(*comm, call, work));
   }
   ++comm->pending;
-  work->ready = [comm, parts, last] { return is_ready(*comm, parts, last); };
+  work->ready = [comm, parts, last, number = comm->next_work++, has_begun = false]() mutable {
+    if (number != comm->next_to_run && !comm->is_dead()) return false;
+    if (!std::exchange(has_begun, true)) begin(*comm);
+    return is_ready(*comm, parts, last);
+  };
   work->run = [comm, parts] {
     if (comm->is_dead()) return;
     for (const Part& part : parts) hold(*part.meeting);
   };
   work->finish = [comm, parts] {
     --comm->pending;
+    --comm->begun;
+    ++comm->next_to_run;
     if (comm->is_dead()) return;
     for (const Part& part : parts) part.meeting->done = true;
   };
@@ -127,9 +144,14 @@ std::shared_ptr<FakeWork> make_work(const std::shared_ptr<Comm>& comm, const std
 }  // namespace
 
 NcclResult enqueue(const std::shared_ptr<Comm>& comm, const Launch& launch) {
-  FakeDevice* owner = FakeDevice::find_locked(launch.stream);
+  // Each device has a default stream, under one name: it is that of the device that is current.
+  const bool is_default = launch.stream == nullptr;
+  FakeDevice* owner = is_default ? fake_current().owner : FakeDevice::find_locked(launch.stream);
+  const int number = is_default         ? fake_current().device
+                     : owner != nullptr ? FakeDevice::number_locked(launch.stream)
+                                        : 0;
   const bool is_ours = owner != nullptr && (comm->device.owner == nullptr || comm->device.owner == owner) &&
-                       comm->device.device == FakeDevice::number_locked(launch.stream);
+                       comm->device.device == number;
   if (!is_ours) {
     violation(fmt::format("{} uses a stream that is not of the device that was current at its init", comm->name()));
     return nccl::kInvalidArgument;

@@ -77,6 +77,9 @@ struct Comm : std::enable_shared_from_this<Comm> {
   std::uint64_t next_collective = 0;
   std::map<std::pair<int, int>, std::uint64_t> next_pair;
   std::size_t pending = 0;  ///< works on streams
+  std::size_t begun = 0;    ///< of these, first of their streams
+  std::uint64_t next_work = 0;
+  std::uint64_t next_to_run = 0;  ///< one after the other, on whichever streams they are
 
   bool is_dead() const { return phase == Phase::kAborted || phase == Phase::kDestroyed; }
   std::string name() const { return fmt::format("rank {} of communicator {}", rank, group->number); }
@@ -101,6 +104,7 @@ struct FakeNccl::State {
   std::map<std::byte*, fake_nccl::Memory> memory;
   std::uintptr_t next_registration = 1;
   std::size_t registered_calls = 0;
+  std::size_t concurrent_calls = 0;
   std::vector<std::thread::id> abort_threads;
   std::vector<std::string> violations;
   std::string last_error;

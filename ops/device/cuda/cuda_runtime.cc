@@ -90,13 +90,14 @@ void CudaRuntime::destroy_stream(int device, DeviceStream stream) {
   if (scope.status().ok() && stream != nullptr) forget(cudaStreamDestroy(as_stream(stream)));
 }
 
-// For the legacy default stream this is an error while a stream that waits for it is being captured: nothing may be put
-// on it then.
 Result<bool> CudaRuntime::is_capturing(int device, DeviceStream stream) {
   const DeviceScope scope(contexts_, device);
   HVD_RETURN_IF_ERROR(scope.status());
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  HVD_RETURN_IF_ERROR(checked(cudaStreamIsCapturing(as_stream(stream), &capture), "cudaStreamIsCapturing", device));
+  const cudaError_t asked = cudaStreamIsCapturing(as_stream(stream), &capture);
+  const Status status = checked(asked, "cudaStreamIsCapturing", device);
+  if (asked == cudaErrorStreamCaptureImplicit) return Status::precondition(status.text());
+  HVD_RETURN_IF_ERROR(status);
   return capture != cudaStreamCaptureStatusNone;
 }
 
