@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "torch/attributes.h"
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
@@ -107,7 +108,7 @@ SparseReduction start_sparse(const at::Tensor& tensor, const ReduceOptions& opti
 at::Tensor finish_sparse(const SparseReduction& reduction) {
   reduction.operation->wait();
   hvd_handle* const handle = reduction.operation->get();
-  let_stream_wait({&handle, 1}, reduction.places.front().source);
+  let_stream_wait({&handle, 1}, reduction.places.front().source.device());
   const auto part = [&](int index) {
     return result(reduction.places[static_cast<std::size_t>(index)], reduction.operation, index);
   };
