@@ -174,12 +174,14 @@ const at::Tensor& Bucket::take_in(std::size_t place, Site site) {
 
 void Bucket::start(const Submission& submission, Compression compression) {
   const at::NoGradGuard no_grad;
+  producers_.hand_over();
   sent_ = plain(compressed(flat_, compression), submission);
   operation_ = std::make_unique<hvd::detail::Operation>(submit(submission, {sent_}, {sent_}));
 }
 
 void Bucket::finish() {
   operation_->wait();
+  claim(sent_);
   if (sent_.data_ptr() != flat_.data_ptr()) flat_.copy_(sent_);
   operation_ = nullptr;  // nothing is in flight any more
 }
@@ -189,6 +191,7 @@ void Bucket::reset() {
   operation_ = nullptr;
   sent_ = at::Tensor();
   ready_ = 0;
+  producers_.clear();
 }
 
 }  // namespace hvd::torch::detail

@@ -13,6 +13,7 @@
 
 #include <horovod_cpp/torch.h>
 
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch::detail {
@@ -35,8 +36,12 @@ class Bucket {
   const at::Tensor& take_in(std::size_t place, Site site);
   /// The gradient of that member. Who sets the data of a gradient takes it out of the bucket; then there is a new one.
   const at::Tensor& view(std::size_t place);
-  /// Counts one more gradient that is in its place; whether it was the last.
-  bool count_ready() { return ++ready_ == views_.size(); }
+  at::Device device() const { return flat_.device(); }
+  /// Counts one more gradient that the current stream has put in its place; whether it was the last.
+  bool count_ready() {
+    producers_.add(flat_);
+    return ++ready_ == views_.size();
+  }
   /// Does not block. `submission` has the bucket's name.
   void start(const Submission& submission, Compression compression);
   /// What start() began; null before it, or if it threw.
@@ -68,6 +73,7 @@ class Bucket {
   std::vector<const void*> addresses_;  // of the views
   at::Tensor sent_;                     // what travels: the same memory, or a copy of it
   std::size_t ready_ = 0;
+  Producers producers_;  // of those that are ready: each hook runs on the stream of its forward
   std::unique_ptr<hvd::detail::Operation> operation_;
 };
 

@@ -9,6 +9,7 @@
 #include <horovod_cpp/torch.h>
 
 #include "torch/differentiable.h"
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
@@ -54,7 +55,7 @@ at::Tensor Handle::wait(Site site) {
   const detail::Place place = std::exchange(place_, {});
   operation->wait();
   hvd_handle* const handle = operation->get();
-  detail::let_stream_wait({&handle, 1}, place.source);
+  detail::let_stream_wait({&handle, 1}, place.source.device());
   const hvd_output output = operation->output();
   received_splits_.assign(output.received_splits, output.received_splits + output.received_split_count);
   return detail::result(place, operation);

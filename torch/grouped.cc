@@ -5,6 +5,7 @@
 #include <horovod_cpp/torch/collectives.h>
 
 #include "torch/differentiable.h"
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
@@ -57,7 +58,7 @@ std::vector<at::Tensor> GroupHandle::wait(Site site) {
   const std::vector<detail::Place> places = std::exchange(places_, {});
   operation->wait();
   hvd_handle* const handle = operation->get();
-  detail::let_stream_wait({&handle, 1}, places.front().source);
+  detail::let_stream_wait({&handle, 1}, places.front().source.device());
   std::vector<at::Tensor> results;
   for (const detail::Place& place : places) {
     results.push_back(detail::result(place, operation, static_cast<int>(results.size())));

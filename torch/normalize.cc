@@ -43,16 +43,18 @@ at::Tensor channels(const at::Tensor& values, const at::Tensor& like) {
   return values.to(like.scalar_type()).reshape(shape);
 }
 
+std::int64_t own_count(const at::Tensor& values) { return values.numel() / std::max<std::int64_t>(values.size(1), 1); }
+
 // The statistics of the ranks are put together by the update of Chan, Golub and LeVeque ("Algorithms for Computing the
 // Sample Variance", 1983), in double precision.
 ChannelStatistics statistics_of(const at::Tensor& values, const Normalization& how) {
   const std::vector<std::int64_t> dimensions = all_but_channels(values);
   const std::int64_t width = values.size(1);
-  const std::int64_t own_count = width > 0 ? values.numel() / width : 0;
-  const at::Tensor own_mean = values.sum(dimensions).to(at::kDouble).div(std::max<std::int64_t>(own_count, 1));
+  const std::int64_t count = own_count(values);
+  const at::Tensor own_mean = values.sum(dimensions).to(at::kDouble).div(std::max<std::int64_t>(count, 1));
   const at::Tensor own_squares = (values - channels(own_mean, values)).square().sum(dimensions).to(at::kDouble);
   const at::Tensor packed =
-      at::cat({own_mean, own_squares, at::full({1}, static_cast<double>(own_count), own_mean.options())});
+      at::cat({own_mean, own_squares, at::full({1}, static_cast<double>(count), own_mean.options())});
   const at::Tensor rows =
       allgather(packed.unsqueeze(0), {.process_set = how.process_set, .name = kForwardName}, how.site);
   const at::Tensor means = rows.narrow(1, 0, width);
@@ -61,7 +63,7 @@ ChannelStatistics statistics_of(const at::Tensor& values, const Normalization& h
   const at::Tensor divisor = total.clamp_min(1);
   const at::Tensor mean = (means * counts).sum(0) / divisor;
   const at::Tensor squares = (rows.narrow(1, width, width) + counts * (means - mean).square()).sum(0);
-  return {mean, squares / divisor, total.item<double>()};
+  return {mean, squares / divisor, total};
 }
 
 void check(const at::Tensor& input, const ChannelStatistics& found, const Normalization& how) {
@@ -69,9 +71,10 @@ void check(const at::Tensor& input, const ChannelStatistics& found, const Normal
   if (input.size(1) != how.channels) {
     reason << "the layer has " << how.channels << " channels, the input of shape " << input.sizes() << " has "
            << input.size(1);
-  } else if (found.count < 2) {
+  } else if (own_count(input) < 2 && found.count.item<double>() < 2) {
+    // The count of all is not less than that of a rank, so others need not read it.
     reason << "more than 1 value a channel is needed to train; the input of shape " << input.sizes()
-           << " on this rank is part of " << found.count << " on all";
+           << " on this rank is part of " << found.count.item<double>() << " on all";
   } else {
     return;
   }
@@ -99,8 +102,7 @@ struct Normalize : ::torch::autograd::Function<Normalize> {
     const at::Tensor scale = at::rsqrt(statistics->variance + how.eps);
     at::Tensor output = (values - channels(statistics->mean, values)) * channels(scale, values);
     if (weight && bias) output = output * channels(*weight, values) + channels(*bias, values);
-    context->save_for_backward({input, weight.value_or(at::Tensor()), statistics->mean, scale});
-    context->saved_data["count"] = statistics->count;
+    context->save_for_backward({input, weight.value_or(at::Tensor()), statistics->mean, scale, statistics->count});
     context->saved_data["process_set"] = static_cast<std::int64_t>(how.process_set.id());
     return output.to(input.scalar_type());
   }
@@ -127,7 +129,7 @@ struct Normalize : ::torch::autograd::Function<Normalize> {
         at::cat({gradient.sum(dimensions), (gradient * normalized).sum(dimensions)}).to(at::kDouble);
     at::Tensor of_input;
     if (context.needs_input_grad(0)) {
-      const at::Tensor means = total(context, sums) / context.saved_data["count"].toDouble();
+      const at::Tensor means = total(context, sums) / saved[4];
       const std::vector<at::Tensor> parts = means.chunk(2);
       of_input = (gradient - channels(parts[0], values) - normalized * channels(parts[1], values)) * scale;
       if (weight.defined()) of_input = of_input * channels(weight, values);

@@ -12,10 +12,11 @@
 
 namespace hvd::torch::detail {
 
-/// A value for each channel, in double precision, and how many values a channel has in all.
+/// A value for each channel, and how many values a channel has in all, in double precision. All stay on the device: the
+/// host would stop there in every layer, and nothing could be captured into a graph.
 struct ChannelStatistics {
   at::Tensor mean, variance;  // of all values: divided by their number
-  double count = 0;
+  at::Tensor count;           // of no dimension
 };
 
 struct Normalization {

@@ -183,6 +183,7 @@ void GradientReduction::State::start(Gradient& gradient) {
     return;
   }
   gradient.reduced = grad;
+  gradient.group->producers.add(gradient.sent);
   if (++gradient.group->ready < gradient.group->members.size()) return;
   try {
     start_group(*gradient.group);
@@ -200,6 +201,7 @@ bool GradientReduction::State::stays_sparse(const Gradient& gradient, const at::
 void GradientReduction::State::start_group(Group& group) {
   std::vector<at::Tensor> tensors;
   for (const Gradient* member : group.members) tensors.push_back(member->sent);
+  group.producers.hand_over(tensors);
   const auto operation =
       std::make_shared<hvd::detail::Operation>(submit(submission(group.name, true), tensors, tensors));
   for (Gradient* member : group.members) member->operation = operation;
@@ -237,6 +239,7 @@ void GradientReduction::State::finish(Gradient& gradient) const {
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
   const at::Tensor sent = std::exchange(gradient.sent, {});
   reset_one(gradient);
+  claim(sent);
   if (sent.data_ptr() == reduced.data_ptr()) {
     gradient.parameter.mutable_grad() = reduced;
   } else if (reduced.is_non_overlapping_and_dense()) {
@@ -252,38 +255,44 @@ void GradientReduction::State::reset_one(Gradient& gradient) const {
   gradient.sparse.reset();
   gradient.reduced = gradient.sent = at::Tensor();
   gradient.passes_left = options.backward_passes_per_step;
-  if (gradient.group != nullptr) gradient.group->ready = 0;
+  if (gradient.group == nullptr) return;
+  gradient.group->ready = 0;
+  gradient.group->producers.clear();
 }
 
-std::vector<hvd_handle*> GradientReduction::State::in_flight() const {
-  std::vector<hvd_handle*> handles;
-  for (const std::unique_ptr<Bucket>& bucket : buckets) handles.push_back(bucket->operation()->get());
+// The handles of each device.
+std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::State::in_flight() const {
+  std::unordered_map<at::Device, std::vector<hvd_handle*>> all;
+  for (const std::unique_ptr<Bucket>& bucket : buckets) all[bucket->device()].push_back(bucket->operation()->get());
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
     if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
+    std::vector<hvd_handle*>& handles = all[gradient->parameter.device()];
     if (gradient->sparse) {
       handles.push_back(gradient->sparse->operation->get());
     } else if (group == nullptr || group->members.front() == gradient.get()) {
       handles.push_back(gradient->operation->get());
     }
   }
-  return handles;
+  return all;
 }
 
 void GradientReduction::synchronize() {
   State& state = *state_;
   if (state.gradients.empty() || is_of_changes()) return;
   try {
-    std::vector<hvd_handle*> handles;
+    std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
     {
       const std::scoped_lock lock(state.mutex);
       state.start_missing();
-      handles = state.in_flight();
+      in_flight = state.in_flight();
     }
-    hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
+    for (const auto& [device, handles] : in_flight) {
+      hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
+    }
     const at::NoGradGuard no_grad;
     const std::scoped_lock lock(state.mutex);
-    let_stream_wait(handles, state.gradients.front()->parameter);
+    for (const auto& [device, handles] : in_flight) let_stream_wait(handles, device);
     state.finish_all();
   } catch (...) {
     reset();

@@ -11,12 +11,14 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <horovod_cpp/torch.h>
 
 #include "torch/buckets.h"
 #include "torch/sparse.h"
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch::detail {
@@ -50,6 +52,7 @@ struct Group {
   std::string name;
   std::vector<Gradient*> members;
   std::size_t ready = 0;
+  Producers producers;  ///< of those that are ready: each hook runs on the stream of its forward
 };
 
 struct GradientReduction::State {
@@ -80,7 +83,7 @@ struct GradientReduction::State {
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;
   void finish_all();
-  std::vector<hvd_handle*> in_flight() const;
+  std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight() const;
 };
 
 }  // namespace hvd::torch::detail

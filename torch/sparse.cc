@@ -1,17 +1,22 @@
 #include "torch/sparse.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_validate_sparse_coo_tensor_args.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "torch/attributes.h"
+#include "torch/streams.h"
 #include "torch/tensors.h"
 
 namespace hvd::torch {
@@ -41,11 +46,22 @@ at::Tensor attributes_of(const at::Tensor& tensor, ReduceOp op, const Site& site
                                                            op == ReduceOp::kAverage ? "Average" : "Sum"};
   const std::string line = encode_attributes(values, site);
   const std::vector<std::uint8_t> bytes(line.begin(), line.end());
-  return at::tensor(bytes, at::TensorOptions(at::kByte).device(tensor.device()));
+  return at::tensor(bytes, at::kByte).to(tensor.device(), /*non_blocking=*/true);
 }
 
-void require_alike(const at::Tensor& attributes, const SparseReduction& reduction) {
-  const at::Tensor bytes = attributes.cpu();
+// One byte: whether an index is none of the shape. Ranks may disagree about that, and so about the length.
+at::Tensor is_outside(const at::Tensor& flat_indices, const SparseReduction& reduction) {
+  at::Tensor found = at::zeros({1}, flat_indices.options().dtype(at::kByte));
+  for (std::int64_t dimension = 0; dimension < reduction.sparse_dimensions; ++dimension) {
+    const std::int64_t size = reduction.shape[static_cast<std::size_t>(dimension)];
+    const at::Tensor column = flat_indices.slice(/*dim=*/0, dimension, std::nullopt, reduction.sparse_dimensions);
+    found.bitwise_or_(column.lt(0).logical_or_(column.ge(size)).any());
+  }
+  return found;
+}
+
+// `bytes`: the attributes of all ranks, in host memory.
+void require_alike(const at::Tensor& bytes, const SparseReduction& reduction) {
   const std::string_view lines(reinterpret_cast<const char*>(bytes.data_ptr()), bytes.nbytes());
   const std::string different = disagreements(kAttributes, lines, reduction.ranks);
   if (!different.empty()) {
@@ -107,14 +123,18 @@ SparseReduction start_sparse(const at::Tensor& tensor, const ReduceOptions& opti
 at::Tensor finish_sparse(const SparseReduction& reduction) {
   reduction.operation->wait();
   hvd_handle* const handle = reduction.operation->get();
-  let_stream_wait({&handle, 1}, reduction.places.front().source);
+  let_stream_wait({&handle, 1}, reduction.places.front().source.device());
   const auto part = [&](int index) {
     return result(reduction.places[static_cast<std::size_t>(index)], reduction.operation, index);
   };
-  require_alike(part(0), reduction);
-  const auto [indices, values] = shaped(part(1), part(2).view(reduction.type), reduction);
+  const at::Tensor flat_indices = part(1);
+  // The one time that the host waits for a GPU.
+  const at::Tensor bytes = at::cat({part(0), is_outside(flat_indices, reduction)}).cpu();
+  require_alike(bytes.slice(/*dim=*/0, 0, -1), reduction);
+  const auto [indices, values] = shaped(flat_indices, part(2).view(reduction.type), reduction);
   try {
-    at::_validate_sparse_coo_tensor_args(indices, values, reduction.shape);
+    // Torch's own check, which reads from the device, has the text.
+    if (bytes[-1].item<std::uint8_t>() != 0) at::_validate_sparse_coo_tensor_args(indices, values, reduction.shape);
   } catch (const c10::Error& error) {  // on all ranks, as all have gathered the same
     const std::string reason = std::string("a rank has a bad index: ") + error.what_without_backtrace();
     hvd::detail::raise(StatusCode::kInvalidArgument, reduction.text, reason, reduction.site);

@@ -10,6 +10,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <horovod_cpp/error.h>
@@ -174,9 +175,14 @@ at::Tensor SyncBatchNormImpl::forward(const at::Tensor& input) {
 void SyncBatchNormImpl::update_running_stats(const at::Tensor& mean, const at::Tensor& unbiased_variance) {
   const at::NoGradGuard no_grad;
   num_batches_tracked.add_(1);
-  const double factor = options.momentum() ? *options.momentum() : 1.0 / num_batches_tracked.item<double>();
-  running_mean.lerp_(mean.to(running_mean.scalar_type()), factor);
-  running_var.lerp_(unbiased_variance.to(running_var.scalar_type()), factor);
+  for (const auto& [running, found] : {std::pair(running_mean, mean), std::pair(running_var, unbiased_variance)}) {
+    const at::Tensor end = found.to(running.scalar_type());
+    if (options.momentum()) {
+      running.lerp_(end, *options.momentum());
+    } else {
+      running.lerp_(end, num_batches_tracked.to(at::kDouble).reciprocal().to(running.scalar_type()));
+    }
+  }
 }
 
 void SyncBatchNormImpl::pretty_print(std::ostream& stream) const {

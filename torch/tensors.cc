@@ -3,11 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
 #include <optional>
 #include <utility>
+
+#include "torch/streams.h"
 
 namespace hvd::torch::detail {
 namespace {
@@ -47,23 +48,6 @@ std::optional<std::int32_t> dtype_of(at::ScalarType type) {
 
 std::string text_of(const Submission& submission) {
   return hvd::detail::operation_text(submission.kind, submission.name);
-}
-
-// The cudaStream_t that the thread computes on. Streams of LibTorch before 2.13 do not tell.
-template <typename Stream>
-void* native_stream(const Stream& stream) {
-  if constexpr (requires { stream.native_handle(); }) {
-    return stream.native_handle();
-  } else {
-    throw Unavailable(StatusCode::kUnavailable, hvd::detail::rank_or_none(), "CUDA tensor",
-                      "this version of LibTorch does not tell its CUDA streams; 2.13 does");
-  }
-}
-
-void* current_stream(const at::Tensor& tensor) {
-  if (!tensor.is_cuda()) return nullptr;
-  const at::Device device = tensor.device();
-  return native_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
 }
 
 hvd_tensor described(const at::Tensor& tensor) {
@@ -149,6 +133,7 @@ Place place(const at::Tensor& tensor, const Submission& submission, Output outpu
 at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index) {
   at::Tensor output =
       place.target.defined() ? place.target : adopted(operation->output(index), operation, place.source);
+  if (place.target.defined()) claim(output);
   if (!place.in_place.defined()) return output;
   if (place.in_place.data_ptr() != output.data_ptr()) place.in_place.detach().copy_(output);
   return place.in_place;
@@ -180,7 +165,7 @@ hvd::detail::Operation submit(const Submission& submission, const std::vector<at
   operation.prescale = submission.prescale;
   operation.postscale = submission.postscale;
   operation.caller_waits = submission.caller_waits ? 1 : 0;
-  operation.stream = current_stream(inputs.front());
+  operation.stream = native_stream(inputs.front().device());
   if (!submission.group) {
     operation.input = described_inputs.front();
     if (!outputs.empty()) operation.output = described_outputs.front();
@@ -201,13 +186,6 @@ hvd::detail::Operation submit(const Submission& submission, const std::vector<at
   hvd::detail::check(hvd_enqueue(&operation, &handle), text_of(submission), submission.site);
   static_cast<void>(kept.release());  // `release` has it now
   return {handle, text_of(submission), submission.site, submission.group ? static_cast<int>(inputs.size()) : 1};
-}
-
-void let_stream_wait(std::span<hvd_handle* const> handles, const at::Tensor& tensor) {
-  if (!tensor.is_cuda() || handles.empty()) return;
-  const auto count = static_cast<std::int32_t>(handles.size());
-  hvd::detail::check(hvd_handles_stream_wait(handles.data(), count, current_stream(tensor)), "stream wait",
-                     std::source_location::current());
 }
 
 }  // namespace hvd::torch::detail

@@ -45,7 +45,7 @@ at::Tensor plain(const at::Tensor& tensor, const Submission& submission);
 
 enum class Output : std::uint8_t { kInPlace, kNew, kMadeByLibrary };
 Place place(const at::Tensor& tensor, const Submission& submission, Output output);
-/// The tensor number `index` of an operation that is done.
+/// The tensor number `index` of an operation that is done, and that the current stream waits for.
 at::Tensor result(const Place& place, const std::shared_ptr<hvd::detail::Operation>& operation, int index = 0);
 
 /// Takes the operation out of a handle; throws PreconditionError for an empty one.
@@ -56,8 +56,5 @@ const hvd::detail::Operation& in_flight(const std::shared_ptr<hvd::detail::Opera
 /// done.
 hvd::detail::Operation submit(const Submission& submission, const std::vector<at::Tensor>& inputs,
                               const std::vector<at::Tensor>& outputs);
-
-/// Lets the current stream of the device of `tensor` wait for results; nothing on the CPU.
-void let_stream_wait(std::span<hvd_handle* const> handles, const at::Tensor& tensor);
 
 }  // namespace hvd::torch::detail

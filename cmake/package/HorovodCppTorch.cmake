@@ -95,6 +95,7 @@ macro(hvd_add_torch)
       ${hvd_torch_sources}/torch/optimizer_state.cc
       ${hvd_torch_sources}/torch/reduction.cc
       ${hvd_torch_sources}/torch/sparse.cc
+      ${hvd_torch_sources}/torch/streams.cc
       ${hvd_torch_sources}/torch/sync_batch_norm.cc
       ${hvd_torch_sources}/torch/tensors.cc)
     add_library(HorovodCpp::torch ALIAS hvd_torch)

@@ -14,6 +14,7 @@ from horovod_cpp.torch import operations
 from horovod_cpp.torch.buckets import Bucket, Named, cut, split_by_kind
 from horovod_cpp.torch.pending import wait_all
 from horovod_cpp.torch.reduction import Gradient, Reduction
+from horovod_cpp.torch.streams import hand_over
 
 
 class BucketReduction(Reduction):
@@ -73,6 +74,7 @@ class BucketReduction(Reduction):
             self._start_bucket(bucket)
 
     def _start_bucket(self, bucket: Bucket) -> None:
+        hand_over(bucket.producers)
         compressed, bucket.context = self.compression.compress(bucket.flat)
         bucket.pending = operations.start_allreduce(
             compressed, True, bucket.name, self.op, self.prescale_factor, self.postscale_factor,

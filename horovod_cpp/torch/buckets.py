@@ -13,6 +13,7 @@ import torch
 from horovod_cpp import _core
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch.pending import Pending
+from horovod_cpp.torch.streams import Place, place_of
 
 FIRST_BUCKET_BYTES = _core.FIRST_BUCKET_BYTES
 BUCKET_BYTES = _core.BUCKET_BYTES
@@ -44,6 +45,7 @@ class Bucket:
         "name",
         "pending",
         "process_set",
+        "producers",
         "ready",
         "takes_sparse",
     )
@@ -62,6 +64,7 @@ class Bucket:
         self.process_set = process_set
         self.takes_sparse = takes_sparse  # whether sparse gradients are made dense
         self.ready = 0  # how many gradients are in their places
+        self.producers: set[Place] = set()  # what put them there: each hook runs on the stream of its forward
         self.pending: Pending | None = None
         self.context: Any = None  # what the compressor wants back
         self._allocate()
@@ -85,6 +88,7 @@ class Bucket:
 
     def count_ready(self) -> bool:
         """Count one more gradient that is in its place; whether it was the last. Hooks may run on several threads."""
+        self.producers.add(place_of(self.flat))
         self.ready = ready = self.ready + 1
         return ready == len(self._placements)
 
@@ -97,6 +101,7 @@ class Bucket:
             self._allocate()
         self.pending = self.context = None
         self.ready = 0
+        self.producers.clear()
 
 
 def cut(members: Iterable[Named]) -> list[list[Named]]:

@@ -228,7 +228,8 @@ def allgather(
         tensor: shape (n_i, d1, ...); n_i may differ between ranks, the rest and the dtype may not.
         name: key of the operation, equal on all ranks; made from a counter if None.
     Returns: shape (sum of n_i, d1, ...), ordered by rank. Its gradient is this rank's slice of the *average* of the
-        gradients of all ranks.
+        gradients of all ranks. On CUDA `record_stream` does nothing for it: read on another stream than the current
+        one, it has to be kept until that has waited for the reader.
     Raises: ValueError as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
     """
     arguments = (tensor, name, process_set, call_site())

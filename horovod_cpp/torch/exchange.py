@@ -83,7 +83,7 @@ def alltoall(
             sum of at most the first dimension. None: equal shares.
         name: key of the operation, equal on all ranks; made from a counter if None.
     Returns: the output; with `splits` a tuple of it and of the rows that came from each rank (int32). Differentiable:
-        gradients go back to the ranks that the rows came from.
+        gradients go back to the ranks that the rows came from. On CUDA the output is kept as that of `allgather`.
     Raises: ValueError for bad splits, or a first dimension that cannot be shared equally, and as `allreduce`;
         HorovodInternalError if ranks disagree or one is lost.
     """
@@ -166,6 +166,7 @@ def reducescatter(
         op: Average or Sum.
         name, compression, prescale_factor, postscale_factor: as for `allreduce`.
     Returns: a new tensor. The gradient is that of all ranks, one behind the other, for a sum times the number of ranks.
+        On CUDA it is kept as that of `allgather`.
     Raises: ValueError for a scalar, and as `allreduce`; HorovodInternalError for another reduction, at once, and if
         ranks disagree or one is lost.
     """

@@ -21,6 +21,7 @@ from horovod_cpp.torch.compression import Compressor
 from horovod_cpp.torch.gradient_names import Owner, claim
 from horovod_cpp.torch.pending import Operation, Pending, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
+from horovod_cpp.torch.streams import Place, hand_over, place_of
 
 OF_ANOTHER_LOSS = (
     "If a backward pass was for another optimizer, as a GAN has them, keep it from these parameters: "
@@ -55,12 +56,13 @@ class Gradient:
 class Group:
     """Gradients of one process set that are reduced together, as one operation, once backward has made the last one."""
 
-    __slots__ = ("compressed", "members", "name")
+    __slots__ = ("compressed", "members", "name", "producers")
 
     def __init__(self, name: str, members: list[Gradient]) -> None:
         self.name = name
         self.members = members
         self.compressed: dict[Gradient, torch.Tensor] = {}  # those that are ready
+        self.producers: set[Place] = set()  # what made them: each hook runs on the stream of its forward
 
     def is_ready(self) -> bool:
         return len(self.compressed) == len(self.members)
@@ -182,6 +184,7 @@ class Reduction:
         if group is not None:
             gradient.reduced = grad
             group.compressed[gradient] = compressed
+            group.producers.add(place_of(compressed))
             if group.is_ready():
                 self.start_group(group)
             return
@@ -201,10 +204,12 @@ class Reduction:
             raise
 
     def _start_group(self, group: Group) -> None:
+        tensors = [group.compressed[member] for member in group.members]
+        hand_over(group.producers, tensors)
         pending = GroupPending(
             operations.start_group(
                 _core.ALLREDUCE,
-                [group.compressed[member] for member in group.members],
+                tensors,
                 True,
                 group.name,
                 self.op,
@@ -239,6 +244,7 @@ class Reduction:
         gradient.passes_left = self.passes
         if gradient.group is not None:
             gradient.group.compressed.clear()
+            gradient.group.producers.clear()
 
     def reset(self) -> None:
         """Forget what is in flight; it goes on without us."""

@@ -1,8 +1,8 @@
-"""The stream that a device is given work on at the moment, as an address."""
+"""The streams that devices are given work on, as addresses, and the order between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -37,3 +37,24 @@ def current_stream(device: int) -> int:
     if device == HOST:
         return 0
     return _raw(device) if _raw is not None else int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def hand_over(producers: Iterable[Place], tensors: Iterable[torch.Tensor] = ()) -> None:
+    """Let the current stream use what `producers` have made: it waits for those that are other streams.
+
+    `tensors`: of those whose memory they may have allocated; it would be given out again in their order.
+    """
+    for device, stream in producers:
+        if stream == current_stream(device):
+            continue
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(_stream_at(device, stream))
+        for tensor in tensors:
+            tensor.record_stream(here)
+
+
+def _stream_at(device: int, address: int) -> torch.cuda.Stream:
+    # Address 0 would make ExternalStream take a stream of torch's pool.
+    if address == 0:
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(address, device)  # type: ignore[no-untyped-call]

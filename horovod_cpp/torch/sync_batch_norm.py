@@ -68,13 +68,18 @@ class SyncBatchNorm(_BatchNorm):
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), factor)
+        for running, found in ((self.running_mean, mean), (self.running_var, unbiased_variance)):
+            if self.momentum is None:
+                running.lerp_(found.to(running.dtype), self.num_batches_tracked.double().reciprocal().to(running.dtype))
+            else:
+                running.lerp_(found.to(running.dtype), self.momentum)
 
 
 class _Normalize(torch.autograd.Function):
-    """Output, and mean, variance (of all values) and number of values a channel, over all ranks."""
+    """Output, and mean, variance (of all values) and number of values a channel, over all ranks.
+
+    All stay on the device: the host would stop there in every layer, and nothing could be captured into a graph.
+    """
 
     @staticmethod
     def forward(
@@ -84,27 +89,26 @@ class _Normalize(torch.autograd.Function):
         bias: torch.Tensor | None,
         eps: float,
         process_set: ProcessSet,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         mean, variance, count = _statistics(_wide(input), process_set)
-        if count < 2:
+        if _own_count(input) < 2 and count < 2:  # the count of all is not less, so others need not read it
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)} on this "
-                f"rank and {count:.0f} values a channel on all"
+                f"rank and {int(count)} values a channel on all"
             )
         scale = torch.rsqrt(variance + eps)
         output = (_wide(input) - _channels(mean, input)) * _channels(scale, input)
         if weight is not None and bias is not None:
             output = output * _channels(weight, input) + _channels(bias, input)
-        ctx.save_for_backward(input, weight, mean, scale)
-        ctx.options = (count, process_set)
-        ctx.mark_non_differentiable(mean, variance)
+        ctx.save_for_backward(input, weight, mean, scale, count)
+        ctx.process_set = process_set
+        ctx.mark_non_differentiable(mean, variance, count)
         return output.to(input.dtype), mean, variance, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        input, weight, mean, scale = ctx.saved_tensors
-        count, process_set = ctx.options
+        input, weight, mean, scale, count = ctx.saved_tensors
         gradient = _wide(grads[0])
         normalized = (_wide(input) - _channels(mean, input)) * _channels(scale, input)
         dims = _all_but_channels(input)
@@ -112,7 +116,7 @@ class _Normalize(torch.autograd.Function):
         bias_gradient, weight_gradient = sums.chunk(2)
         input_gradient = None
         if ctx.needs_input_grad[0]:
-            total = allreduce(sums, op=Sum, name="sync_batch_norm.backward", process_set=process_set) / count
+            total = allreduce(sums, op=Sum, name="sync_batch_norm.backward", process_set=ctx.process_set) / count
             along_bias, along_weight = (_channels(part, input) for part in total.chunk(2))
             input_gradient = (gradient - along_bias - normalized * along_weight) * _channels(scale, input)
             if weight is not None:
@@ -123,19 +127,23 @@ class _Normalize(torch.autograd.Function):
         return input_gradient, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None, None
 
 
-def _statistics(values: torch.Tensor, process_set: ProcessSet) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _own_count(values: torch.Tensor) -> int:
+    return values.numel() // max(values.shape[1], 1)
+
+
+def _statistics(values: torch.Tensor, process_set: ProcessSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dims = _all_but_channels(values)
     channels = values.shape[1]
-    count = values.numel() // channels if channels > 0 else 0
+    count = _own_count(values)
     mean = values.sum(dims).double() / max(count, 1)
     squares = (values - _channels(mean, values)).square().sum(dims).double()
-    packed = torch.cat([mean, squares, mean.new_tensor([count])]).unsqueeze(0)
+    packed = torch.cat([mean, squares, mean.new_full((1,), count)]).unsqueeze(0)
     rows = allgather(packed, name="sync_batch_norm.forward", process_set=process_set)
     means, squares_of_all, counts = torch.split(rows, [channels, channels, 1], dim=1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total.clamp(min=1)
     squares = (squares_of_all + counts * (means - mean).square()).sum(0)
-    return mean, squares / total.clamp(min=1), float(total)
+    return mean, squares / total.clamp(min=1), total
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

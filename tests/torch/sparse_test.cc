@@ -1,11 +1,14 @@
 // Sparse tensors and sparse gradients: what the dense ones give, in float64, 1e-9.
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 #include <torch/optim/adagrad.h>
 #include <torch/optim/sgd.h>
 
+#include <memory>
 #include <regex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <horovod_cpp/torch.h>
@@ -167,6 +170,22 @@ TEST(Sparse, AnIndexOutsideIsAnErrorOnAllRanks) {
     EXPECT_NE(std::string(error.what()).find("'outside': a rank has a bad index: "), std::string::npos) << error.what();
   }
   EXPECT_EQ(hvd::allreduce(1, {.op = ReduceOp::kSum}), hvd::size());
+}
+
+// Torch's check of indices reads from the device: it is for those that are bad.
+int checks = 0;
+std::unique_ptr<at::ObserverContext> count_checks(const at::RecordFunction& function) {
+  if (std::string_view(function.name()) == "aten::_validate_sparse_coo_tensor_args") ++checks;
+  return nullptr;
+}
+
+TEST(Sparse, GoodIndicesAreNotReadBack) {
+  const at::CallbackHandle counter = at::addThreadLocalCallback(at::RecordFunctionCallback(count_checks));
+  const Tensor mine = entry(2, {3});
+  checks = 0;
+  hvd::torch::sparse_allreduce(mine, {.name = "good"});
+  EXPECT_EQ(checks, 0);
+  at::removeCallback(counter);
 }
 
 // Two embeddings, of which one is not used by all.

@@ -1,12 +1,16 @@
 // SyncBatchNorm on N ranks is torch's BatchNorm on the whole batch: float64, 1e-9.
 #include <horovod_cpp/torch/sync_batch_norm.h>
 
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <memory>
 #include <numeric>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <horovod_cpp/torch.h>
@@ -223,6 +227,28 @@ TEST(SyncBatchNorm, OneCollectiveEachWay) {
   EXPECT_EQ(collective_calls(), before + 1);
   output.square().sum().backward();
   EXPECT_EQ(collective_calls(), before + 2);
+}
+
+// How often a number of a tensor was read, for which the host would stop on a GPU.
+int readings = 0;
+std::unique_ptr<at::ObserverContext> count_readings(const at::RecordFunction& function) {
+  if (std::string_view(function.name()) == "aten::_local_scalar_dense") ++readings;
+  return nullptr;
+}
+
+TEST(SyncBatchNorm, TheHostReadsNoNumberOfTheDevice) {
+  const at::CallbackHandle counter = at::addThreadLocalCallback(at::RecordFunctionCallback(count_readings));
+  for (const std::optional<double> momentum : {std::optional(0.1), std::optional<double>()}) {
+    SyncBatchNorm layer(nn::BatchNormOptions(kChannels).momentum(momentum));
+    const Tensor own = torch::randn({2, kChannels}).requires_grad_();
+    readings = 0;
+    layer->forward(own).sum().backward();
+    EXPECT_EQ(readings, 0);
+    // Too few values are an error, so a rank that has too few looks whether all have.
+    if (hvd::size() > 1) layer->forward(own.narrow(0, 0, 1));
+    EXPECT_EQ(readings, hvd::size() > 1 ? 1 : 0);
+  }
+  at::removeCallback(counter);
 }
 
 TEST(SyncBatchNorm, BadInputIsAnErrorOnEveryRank) {

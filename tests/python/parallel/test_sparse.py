@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import horovod_cpp.torch as hvd
 
@@ -128,13 +130,39 @@ def test_another_group_by_the_name_is_an_error() -> None:
     assert hvd.allreduce(torch.ones(()), op=hvd.Sum) == hvd.size()
 
 
-def test_an_index_outside_is_an_error_on_every_rank() -> None:
+@pytest.mark.parametrize("index", [3, 100, -1])
+def test_an_index_outside_is_an_error_on_every_rank(index: int) -> None:
     """Of a tensor whose user had torch check nothing."""
-    bad = torch.sparse_coo_tensor(torch.tensor([[hvd.rank() + 3]]), torch.ones(1), (3,), check_invariants=False)
+    bad = torch.sparse_coo_tensor(torch.tensor([[index]]), torch.ones(1), (3,), check_invariants=False)
     bad = bad if hvd.rank() == hvd.size() - 1 else one_entry(0, (3,))
     refused_on_every_rank(
-        bad, "outside", hvd.Sum, r"^sparse allreduce 'outside': a rank has a bad index: .*found index"
+        bad, "outside", hvd.Sum, r"^sparse allreduce 'outside': a rank has a bad index: .*(found index|negative)"
     )
+
+
+class Operations(TorchDispatchMode):
+    """The names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [None, 5])
+def test_the_host_reads_once(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it waits for that; torch's check of the indices would read them, too."""
+    readings = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: [readings.append(1), tolist(tensor)][1])
+    finish = hvd.sparse_allreduce_async(entries(hvd.rank(), torch.float32, width), f"once.{width}", hvd.Average)
+    with Operations() as operations:
+        finish()
+    assert len(readings) == 1
+    assert not {"aten::_local_scalar_dense", "aten::min.dim", "aten::max.dim"} & set(operations.names)
 
 
 @pytest.mark.parametrize("shape", [(0,), (4,), (0, 3), (4, 0)])

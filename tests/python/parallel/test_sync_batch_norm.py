@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import horovod_cpp.torch as hvd
 
@@ -129,6 +130,32 @@ def test_bad_input_is_an_error_on_every_rank() -> None:
         with pytest.raises(hvd.HorovodInternalError, match="mismatched shape"):
             layer(torch.ones(4, 6 + hvd.rank()))
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+class HostStops(TorchDispatchMode):
+    """Counts what stops the host on a GPU: a number that is read back, and one that a tensor is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_the_host_does_not_stop_for_numbers_of_the_device(kind: str) -> None:
+    layer = hvd.SyncBatchNorm(6, **OPTIONS[kind])
+    own = torch.randn(2, 6, requires_grad=True)
+    with HostStops() as stops:
+        layer(own).sum().backward()
+    assert stops.count == 0
+    # Too few values are an error, so a rank that has too few looks whether all have.
+    if hvd.size() > 1:
+        with HostStops() as stops:
+            layer(torch.randn(1, 6))
+        assert stops.count == 1
 
 
 @pytest.mark.usefixtures("alone_and_beside_a_stuck_set")

@@ -46,7 +46,9 @@ class [[nodiscard]] Handle {
   /// Whether wait() would not block.
   bool done(Site site = Site::current()) const;
   /// Blocks until the operation is done (on CUDA: in line on the device) and gives its result, once: the tensor itself
-  /// for an in-place operation, a new one otherwise.
+  /// for an in-place operation, a new one otherwise. On CUDA record_stream() does nothing for a result that the library
+  /// makes (allgather, reducescatter, alltoall): read on another stream than the current one, it has to be kept until
+  /// that has waited for the reader.
   at::Tensor wait(Site site = Site::current());
   /// After wait(), of an alltoall: rows that came from each rank of the set.
   const std::vector<std::int64_t>& received_splits() const { return received_splits_; }
@@ -104,7 +106,8 @@ class [[nodiscard]] GroupHandle {
   bool valid() const { return operation_ != nullptr; }
   /// Whether wait() would not block.
   bool done(Site site = Site::current()) const;
-  /// Blocks until the operation is done and gives its results, in the order of the tensors, once.
+  /// Blocks until the operation is done and gives its results, in the order of the tensors, once. On CUDA as
+  /// Handle::wait().
   std::vector<at::Tensor> wait(Site site = Site::current());
 
  private:
