@@ -3,7 +3,8 @@
 An array is anything with `__cuda_array_interface__` (CuPy, Numba, ...), or with `__array_interface__` in host memory
 (numpy). Names are keys: an operation meets the one with the same kind, process set and name on the other ranks, in
 whatever order ranks call; also one on tensors, so that ranks may use different frameworks. A call raises ValueError
-for the caller's mistake; what ranks find out together is a HorovodInternalError from the waiting function.
+for the caller's mistake, and TypeError for a name, a set or a number of the wrong type; what ranks find out together is
+a HorovodInternalError from the waiting function.
 
 Host arrays may have any strides: dense ones are reduced and broadcast as they lie, others are copied, and copied back
 where the operation works in place. Device arrays have to be contiguous. Nobody waits for a device; see `interfaces`
@@ -25,6 +26,7 @@ from horovod_cpp.arrays.outputs import Pending, like, made_by_library, stream_fo
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
+from horovod_cpp.common.mistakes import LAST_REDUCTION, explained, label, unknown_reduction
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, refusal, require_id
 
 Average = _core.AVERAGE
@@ -35,10 +37,6 @@ Max = _core.MAX
 Product = _core.PRODUCT
 
 _MOST_ORDERED_DIMENSIONS = 16  # of more than one element, which the library takes in another order than C order
-
-
-def _label(operation: str, name: str | None) -> str:
-    return f"{operation} '{name}'" if name is not None else f"unnamed {operation}"
 
 
 def _is_block(place: Place) -> bool:
@@ -59,8 +57,8 @@ def _copied(place: Place) -> Place:
     return Place(copy, copy.ctypes.data, place.shape, place.dtype, writable=True)
 
 
-def _place_of(array: Any, label: str) -> Place:
-    return place_on_device(array, label) if is_on_device(array) else place_on_host(array, label)
+def _place_of(array: Any, what: str) -> Place:
+    return place_on_device(array, what) if is_on_device(array) else place_on_host(array, what)
 
 
 def _readable(place: Place, any_order: bool) -> Place:
@@ -88,8 +86,11 @@ def _enqueue(
     prescale: float = 1.0,
     postscale: float = 1.0,
 ) -> _core.Handle:
-    process_set_id = require_id(process_set)
+    what = label(operation, name)
     try:
+        if not 0 <= reduce_op <= LAST_REDUCTION:
+            raise unknown_reduction(what, reduce_op)
+        process_set_id = require_id(process_set, what)
         return _core.enqueue(
             operation,
             _core.UINT8 if source is None else source.dtype,
@@ -111,7 +112,12 @@ def _enqueue(
             None if source is None else source.strides,
         )
     except _core.Error as error:
-        raise refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id, what) from None
+    except (AttributeError, TypeError) as error:
+        numbers = {
+            "op": reduce_op, "root_rank": root_rank, "prescale_factor": prescale, "postscale_factor": postscale,
+        }  # fmt: skip
+        raise explained(error, what, name, process_set, numbers) from None
 
 
 def _give(output: Any, _handle: _core.Handle) -> Any:
@@ -125,7 +131,6 @@ def _copy_back(array: Any, to: Any, source: Any, _handle: _core.Handle) -> Any:
 
 def _start_into(
     operation: int,
-    label: str,
     array: Any,
     in_place: bool,
     name: str | None,
@@ -135,19 +140,20 @@ def _start_into(
     **options: Any,
 ) -> Pending:
     """An operation whose output is like its input."""
-    own = _place_of(array, label)
+    what = label(operation, name)
+    own = _place_of(array, what)
     source = _readable(own, any_order=True)
     if not in_place:
-        target = like(array, source, label)
+        target = like(array, source, what)
         result = functools.partial(_give, target.owner)
     else:
-        require_writable(own, array, label)
+        require_writable(own, array, what)
         target = source
         result = functools.partial(_give, array)
         if source is not own:
             if _shares_memory_with_itself(own.owner):
                 raise ValueError(
-                    f"{label}: the elements of the {type(array).__name__} of shape {own.shape} share memory: it cannot "
+                    f"{what}: the elements of the {type(array).__name__} of shape {own.shape} share memory: it cannot "
                     "be the output"
                 )
             result = functools.partial(_copy_back, array, own.owner, source.owner)
@@ -157,7 +163,6 @@ def _start_into(
 
 def _start_made(
     operation: int,
-    label: str,
     array: Any,
     name: str | None,
     process_set: ProcessSet,
@@ -166,7 +171,7 @@ def _start_made(
     **options: Any,
 ) -> Pending:
     """An operation whose output the library makes."""
-    source = _readable(_place_of(array, label), any_order=False)
+    source = _readable(_place_of(array, label(operation, name)), any_order=False)
     handle = _enqueue(operation, source, source, name, process_set, site, caller_waits, **options)
     return Pending(handle, source, lambda done: made_by_library(done, source.stream))
 
@@ -185,9 +190,8 @@ def _start_allreduce(
     site: CallSite,
     caller_waits: bool = False,
 ) -> Pending:
-    label = _label("allreduce", name)
     return _start_into(
-        _core.ALLREDUCE, label, array, in_place, name, process_set, site, caller_waits,
+        _core.ALLREDUCE, array, in_place, name, process_set, site, caller_waits,
         reduce_op=op, prescale=prescale_factor, postscale=postscale_factor,
     )  # fmt: skip
 
@@ -274,10 +278,7 @@ def _start_broadcast(
     site: CallSite,
     caller_waits: bool = False,
 ) -> Pending:
-    label = _label("broadcast", name)
-    return _start_into(
-        _core.BROADCAST, label, array, in_place, name, process_set, site, caller_waits, root_rank=root_rank
-    )
+    return _start_into(_core.BROADCAST, array, in_place, name, process_set, site, caller_waits, root_rank=root_rank)
 
 
 def broadcast(array: Any, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set) -> Any:
@@ -323,7 +324,7 @@ def broadcast_async_(
 def _start_allgather(
     array: Any, name: str | None, process_set: ProcessSet, site: CallSite, caller_waits: bool = False
 ) -> Pending:
-    return _start_made(_core.ALLGATHER, _label("allgather", name), array, name, process_set, site, caller_waits)
+    return _start_made(_core.ALLGATHER, array, name, process_set, site, caller_waits)
 
 
 def allgather(array: Any, name: str | None = None, process_set: ProcessSet = global_process_set) -> Any:
@@ -356,9 +357,8 @@ def _start_reducescatter(
     site: CallSite,
     caller_waits: bool = False,
 ) -> Pending:
-    label = _label("reducescatter", name)
     return _start_made(
-        _core.REDUCESCATTER, label, array, name, process_set, site, caller_waits,
+        _core.REDUCESCATTER, array, name, process_set, site, caller_waits,
         reduce_op=op, prescale=prescale_factor, postscale=postscale_factor,
     )  # fmt: skip
 
@@ -415,14 +415,14 @@ def _start_alltoall(
     site: CallSite,
     caller_waits: bool = False,
 ) -> Pending:
-    label = _label("alltoall", name)
+    what = label(_core.ALLTOALL, name)
     try:
         rows = None if splits is None else [operator.index(split) for split in splits]
     except TypeError:
-        raise ValueError(f"{label}: splits have to be whole numbers, one for each rank: {splits!r}") from None
-    source = _readable(_place_of(array, label), any_order=False)
-    process_set_id = require_id(process_set)
+        raise ValueError(f"{what}: splits have to be whole numbers, one for each rank: {splits!r}") from None
+    source = _readable(_place_of(array, what), any_order=False)
     try:
+        process_set_id = require_id(process_set, what)
         handle = _core.enqueue_alltoall(
             source.dtype,
             source.shape,
@@ -438,7 +438,9 @@ def _start_alltoall(
             source,
         )
     except _core.Error as error:
-        raise refusal(error, process_set_id) from None
+        raise refusal(error, process_set_id, what) from None
+    except (AttributeError, TypeError) as error:
+        raise explained(error, what, name, process_set) from None
     return Pending(handle, source, functools.partial(_exchanged, source, splits is not None))
 
 

@@ -134,11 +134,11 @@ def operating_rank() -> int:
         raise exceptions.operation_error(error) from None
 
 
-def require_id(process_set: ProcessSet) -> int:
-    """The id of a registered set; ValueError for one that is not registered."""
+def require_id(process_set: ProcessSet, what: str = "") -> int:
+    """The id of a registered set; ValueError for one that is not registered. `what`: the operation and its name."""
     process_set_id = process_set.process_set_id
     if process_set_id is None:
-        raise not_registered(process_set)
+        raise not_registered(process_set, what)
     return process_set_id
 
 

@@ -86,7 +86,11 @@ def install() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Answers for `horovod` and everything below it, so that no other finder is asked."""
+    """Answers for `horovod` and everything below it. What it does not find, no other finder of files does.
+
+    Programs that ask `importlib.util.find_spec` see a Horovod that was built for PyTorch alone: its other packages are
+    there, and importing them fails.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -96,15 +100,10 @@ class _Finder(MetaPathFinder):
         if fullname in _PACKAGES:
             return ModuleSpec(fullname, _PackageLoader(), is_package=True)
         if fullname in _NOT_HERE:
-            # Not a ModuleNotFoundError: `from horovod import spark` would turn that into a message of its own.
-            raise ImportError(f"{fullname} is not part of horovod_cpp: {_NOT_HERE[fullname]}", name=fullname)
+            return ModuleSpec(fullname, _RefusingLoader())
         ours = _our_name(fullname)
         if ours is None or importlib.util.find_spec(ours) is None:
-            raise ModuleNotFoundError(
-                f"No module named '{fullname}': horovod_cpp {horovod_cpp.__version__} stands in for Horovod and has "
-                "nothing in its place",
-                name=fullname,
-            )
+            return None
         return ModuleSpec(fullname, _AliasLoader(ours), origin=ours)
 
 
@@ -136,6 +135,15 @@ def _submodule(package: str, name: str) -> Any:
         return importlib.import_module(fullname)
     reason = f": {_NOT_HERE[fullname]}" if fullname in _NOT_HERE else ""
     raise AttributeError(f"module '{package}' of horovod_cpp has no attribute '{name}'{reason}")
+
+
+class _RefusingLoader(Loader):
+    """Says what there is in place of a module of Horovod that this package has not."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__
+        # Not a ModuleNotFoundError: `from horovod import spark` would turn that into a message of its own.
+        raise ImportError(f"{name} is not part of horovod_cpp: {_NOT_HERE[name]}", name=name)
 
 
 class _AliasLoader(Loader):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from horovod_cpp import _core
+from horovod_cpp.common import mistakes
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
-from horovod_cpp.torch import mistakes, operations
+from horovod_cpp.torch import operations
 from horovod_cpp.torch.collectives import Average, Sum, allgather, apply_function, needs_gradient
 from horovod_cpp.torch.compression import Compression, Compressor
 

@@ -18,8 +18,9 @@ from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite
+from horovod_cpp.common.mistakes import LAST_REDUCTION, OPERATION_NAMES, label, unknown_reduction
 from horovod_cpp.common.process_sets import ProcessSet, not_registered, refusal
-from horovod_cpp.torch.mistakes import OPERATION_NAMES, explained, label, unknown_reduction
+from horovod_cpp.torch.mistakes import explained
 from horovod_cpp.torch.pending import (
     GroupPlace,
     Operation,
@@ -51,7 +52,6 @@ _DTYPES = {
 }
 # Of more than one element, which the library takes in another order than C order; the parts of complex numbers are one.
 _MOST_ORDERED_DIMENSIONS = 16
-_LAST_REDUCTION = _core.PRODUCT
 
 _CONJUGATED = "a conjugated view cannot be the output; call resolve_conj() first"
 _EXPANDED = "an expanded tensor cannot be the output: its elements share memory; call clone() first"
@@ -122,7 +122,7 @@ def start_allreduce(
 ) -> Pending:
     """Start a reduction of `tensor` into itself or into a new tensor. Does not block."""
     try:
-        if not 0 <= reduce_op <= _LAST_REDUCTION:
+        if not 0 <= reduce_op <= LAST_REDUCTION:
             raise unknown_reduction(label(_core.ALLREDUCE, name), reduce_op)
         pending = _start_plain(
             _core.ALLREDUCE, tensor, in_place, name, process_set, reduce_op, 0, prescale_factor, postscale_factor, site,
@@ -217,7 +217,7 @@ def start_group(
 ) -> PendingGroup:
     """Start an operation on several tensors that is agreed and done for all of them or for none. Does not block."""
     try:
-        if not 0 <= reduce_op <= _LAST_REDUCTION:
+        if not 0 <= reduce_op <= LAST_REDUCTION:
             raise unknown_reduction(label(op, name, "grouped "), reduce_op)
         if not tensors:
             raise ValueError(f"grouped {OPERATION_NAMES[op]} of no tensors ({label(op, name)})")
@@ -278,7 +278,7 @@ def start_reducescatter(
 ) -> Pending:
     """Start a reduction of which each rank gets its rows; the library makes the output. Does not block."""
     try:
-        if not 0 <= reduce_op <= _LAST_REDUCTION:
+        if not 0 <= reduce_op <= LAST_REDUCTION:
             raise unknown_reduction(label(_core.REDUCESCATTER, name), reduce_op)
         _require_can_add(_core.REDUCESCATTER, tensor, reduce_op, name)
         dtype = require_supported(_core.REDUCESCATTER, tensor, name)

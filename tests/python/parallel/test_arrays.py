@@ -203,14 +203,15 @@ def test_ranks_may_use_different_modules() -> None:
     assert hvd.synchronize(handle) is None
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_process_sets() -> None:
     if hvd.size() < 2:
         pytest.skip("needs two ranks")
-    process_set = hvd.add_process_set(range(1, hvd.size()))
+    even = range(0, hvd.size(), 2)
+    process_set = hvd.add_process_set(even)
     mine = np.full(2, float(hvd.rank()))
     if process_set.included():
-        total = float(sum(range(1, hvd.size())))
-        assert hvd.allreduce(mine, op=hvd.Sum, process_set=process_set).tolist() == [total] * 2
+        assert hvd.allreduce(mine, op=hvd.Sum, process_set=process_set).tolist() == [float(sum(even))] * 2
     else:
         with pytest.raises(ValueError, match=r"not a member|not part"):
             hvd.allreduce(mine, process_set=process_set)
@@ -271,3 +272,48 @@ def test_what_cannot_be_used_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="Handle 123456789 was not created"):
         hvd.poll(123456789)
     assert hvd.allreduce(read_only, op=hvd.Sum).tolist() == [hvd.size()] * 3  # to read it is fine
+
+
+# Each takes an array and name=, process_set=.
+FORMS: dict[str, Callable[..., Any]] = {
+    "allreduce": hvd.allreduce,
+    "allreduce_": hvd.allreduce_,
+    "allreduce_async": hvd.allreduce_async,
+    "broadcast": functools.partial(hvd.broadcast, root_rank=0),
+    "allgather": hvd.allgather,
+    "reducescatter": hvd.reducescatter,
+    "alltoall": hvd.alltoall,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_and_sets_of_the_wrong_type_are_named_with_their_operation(form: str) -> None:
+    call, operation = FORMS[form], form.split("_")[0]
+    with pytest.raises(TypeError, match=f"^{operation}: name has to be a str or None, not 5 of type int$"):
+        call(np.ones(hvd.size()), name=5)
+    for wrong in ([0], None, 0):
+        expected = rf"^{operation} 'odd': process_set has to be a ProcessSet, .*{type(wrong).__name__}$"
+        with pytest.raises(TypeError, match=expected):
+            call(np.ones(hvd.size()), name="odd", process_set=wrong)
+    with pytest.raises(ValueError, match=rf"not been registered: .* \({operation} 'odd'\)$"):
+        call(np.ones(hvd.size()), name="odd", process_set=hvd.ProcessSet([0]))
+    with pytest.raises(TypeError, match=r"^barrier: process_set has to be a ProcessSet"):
+        hvd.barrier([0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("operation", ["allreduce", "reducescatter"])
+def test_numbers_that_cannot_be_used_are_named_with_their_operation(operation: str) -> None:
+    for op in (6, -1, 256, 261, 2**40):  # also where the last eight bits would be known
+        with pytest.raises(ValueError, match=f"^{operation} 'odd': reduction number {op} is not known"):
+            FORMS[operation](np.ones(hvd.size()), name="odd", op=op)
+    wrong = "of type (str|float|NoneType)$"
+    for op in ("sum", 1.0, None):
+        with pytest.raises(TypeError, match=f"^{operation} 'odd': op has to be hvd.Average, .*{wrong}"):
+            FORMS[operation](np.ones(hvd.size()), name="odd", op=op)
+    for parameter in ("prescale_factor", "postscale_factor"):
+        for factor in ("2", None):
+            with pytest.raises(TypeError, match=f"^{operation} 'odd': {parameter} has to be a number, .*{wrong}"):
+                FORMS[operation](np.ones(hvd.size()), name="odd", **{parameter: factor})
+    with pytest.raises(TypeError, match=f"^broadcast 'odd': root_rank has to be a rank, .*{wrong}"):
+        hvd.broadcast(np.ones(3), "0", name="odd")  # type: ignore[arg-type]
+    assert hvd.allreduce(np.ones(3), name="odd", op=hvd.Sum).tolist() == [hvd.size()] * 3

@@ -354,6 +354,7 @@ def test_ranks_whose_gradients_lie_differently_meet_an_error(difference: str) ->
     hvd.barrier()
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_one_rank_alone_has_plain_gradients() -> None:
     model = linear_model()
     alone = hvd.add_process_set([0]) if hvd.size() > 1 else hvd.global_process_set

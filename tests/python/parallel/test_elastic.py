@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from reference import assert_same_on_all_ranks
+from stuck import operations_stuck_in
 
 import horovod_cpp.torch as hvd
 from horovod_cpp.common.exceptions import HostsUpdatedInterrupt
@@ -248,12 +249,14 @@ def test_ranks_that_have_processed_different_numbers(what: str) -> None:
     assert state.sampler.remaining_indices == []
 
 
-def test_process_sets_and_their_optimizers_live_on() -> None:
+@pytest.mark.parametrize("waiting", ["nobody waits", "beside a stuck set"])
+def test_process_sets_and_their_optimizers_live_on(waiting: str) -> None:
     if hvd.size() < 3:
         pytest.skip("needs process sets of one and of two")
     first, pair = hvd.add_process_set([0]), hvd.add_process_set([1, 2])
     hvd.remove_process_set(first)
-    own = hvd.add_process_set([0])
+    own, other = hvd.add_process_set([0]), hvd.add_process_set([0, 2])
+    stuck = other if waiting == "beside a stuck set" else own  # a set of one rank is never stuck
     model = torch.nn.Linear(2, 1, bias=False)
     inner = torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer = hvd.DistributedOptimizer(inner, op=hvd.Sum, process_set=pair)
@@ -262,10 +265,11 @@ def test_process_sets_and_their_optimizers_live_on() -> None:
     @hvd.elastic.run
     def train(state: Any) -> torch.Tensor:
         attempts.append(1)
-        model(torch.full((1, 2), float(hvd.rank()))).sum().backward()
-        if len(attempts) == 1:
-            raise hvd.HorovodInternalError("injected")
-        optimizer.step()
+        with operations_stuck_in(stuck):
+            model(torch.full((1, 2), float(hvd.rank()))).sum().backward()
+            if len(attempts) == 1:
+                raise hvd.HorovodInternalError("injected")
+            optimizer.step()
         return model.weight.grad
 
     gradient = train(hvd.elastic.TorchState(model, optimizer))
@@ -273,7 +277,7 @@ def test_process_sets_and_their_optimizers_live_on() -> None:
     if hvd.rank() == 0:
         assert hvd.allreduce(torch.ones(1), op=hvd.Sum, process_set=own).item() == 1
     hvd.barrier()
-    assert hvd.remove_process_set(pair) and hvd.remove_process_set(own)
+    assert all(hvd.remove_process_set(process_set) for process_set in (pair, own, other))
 
 
 @pytest.mark.parametrize("where", ["training", "sync"])

@@ -285,8 +285,9 @@ def test_numbers_of_the_wrong_type_are_named_with_their_operation() -> None:
     for forms, given in (([hvd.reducescatter], ones), ([hvd.grouped_reducescatter], [ones])):
         with pytest.raises(TypeError, match=f"reducescatter 'odd': op has to be hvd.Average, .*{wrong}"):
             forms[0](given, name="odd", op=None)
-    with pytest.raises(TypeError, match=f"^allreduce 'odd': prescale_factor has to be a number, .*{wrong}"):
-        hvd.allreduce(ones, name="odd", prescale_factor="half")  # type: ignore[arg-type]
+    for factor in ("half", "2"):
+        with pytest.raises(TypeError, match=f"^allreduce 'odd': prescale_factor has to be a number, .*{wrong}"):
+            hvd.allreduce(ones, name="odd", prescale_factor=factor)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"^broadcast 'odd': root_rank has to be a rank, .*{wrong}"):
         hvd.broadcast(ones, "0", name="odd")  # type: ignore[arg-type]
     assert hvd.broadcast(ones, 0, name="odd").tolist() == ones.tolist()

@@ -114,6 +114,7 @@ def test_a_shallow_copy_is_refused() -> None:
     optimizer.step()
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_a_copy_keeps_its_process_set() -> None:
     several_ranks()
     first = hvd.add_process_set([0])

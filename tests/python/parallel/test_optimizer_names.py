@@ -95,6 +95,7 @@ def test_names_do_not_depend_on_what_a_rank_still_has(used: bool) -> None:
         gc.collect()
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_each_set_has_names_of_its_own() -> None:
     if hvd.size() < 3:
         pytest.skip("two ranks have no set of two")

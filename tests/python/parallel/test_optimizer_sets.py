@@ -14,7 +14,7 @@ from test_optimizer import batch, linear_model, loss_of, mean_of_ranks, network,
 
 import horovod_cpp.torch as hvd
 
-pytestmark = pytest.mark.usefixtures("gradients_and_bucket_views")
+pytestmark = pytest.mark.usefixtures("alone_and_beside_a_stuck_set", "gradients_and_bucket_views")
 
 NOT_REGISTERED = "Process set provided does not exist, or has not been registered"
 
@@ -118,7 +118,6 @@ FEATURES: dict[str, Callable[[list[torch.Tensor]], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 @pytest.mark.parametrize("feature", FEATURES)
 def test_param_groups_in_two_sets_train_like_one_process(feature: str, mine: hvd.ProcessSet) -> None:
     together = network()
@@ -141,7 +140,6 @@ def test_param_groups_in_two_sets_train_like_one_process(feature: str, mine: hvd
     assert_same_on_all_ranks(next(iter(together.parameters())))
 
 
-@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"gradient_predivide_factor": 2.0}], ids=str)
 def test_some_of_the_ranks_train_like_one_process(options: dict[str, Any]) -> None:
     if hvd.size() < 3:

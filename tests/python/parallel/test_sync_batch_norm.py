@@ -172,6 +172,7 @@ def test_input_that_is_not_floating_point_is_refused_as_by_torch(dtype: torch.dt
     assert layer(values.real.float()).shape == (4, 3)
 
 
+@pytest.mark.usefixtures("alone_and_beside_a_stuck_set")
 def test_ranks_outside_its_process_set_do_not_count() -> None:
     if hvd.size() < 3:
         pytest.skip("needs a rank outside of a set of two")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def mpirun(folder: Path, ranks: int, program: str, *options: str, package: Path = ROOT, **environment: str) -> str:
     """mpirun's output, both streams, and its exit code."""
-    launcher = ["mpirun", "--timeout", "60", "--oversubscribe", *options]
+    launcher = ["mpirun", "--timeout", "100", "--oversubscribe", *options]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return _run(launcher, folder, ranks, program, {"PYTHONPATH": str(package)} | root | environment)
 
@@ -33,6 +33,6 @@ def _run(launcher: list[str], folder: Path, ranks: int, program: str, environmen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=90,
+        timeout=110,
     )
     return f"{run.stdout}\nexit code {run.returncode}"

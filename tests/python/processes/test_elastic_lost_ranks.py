@@ -9,6 +9,9 @@ import time
 import pytest
 
 TRAINING = """
+import torch
+import horovod_cpp.torch as hvd
+torch.set_num_threads(1)
 hvd.init()
 os.environ["HOROVOD_START_TIMEOUT"] = "3"  # from here on: at the start, one rank may take long to load torch
 model = torch.nn.Linear(3, 1)

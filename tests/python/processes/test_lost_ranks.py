@@ -13,7 +13,7 @@ TRANSPORTS = ["shm", "tcp", "mpi"]
 # Rank 1 stays away from the operation that the others wait for; they say how it ended, and when.
 WAITING = """
 hvd.init()
-hvd.allreduce(torch.ones(10), name="before")
+hvd.allreduce(ones(10), name="before")
 say("ready")
 if rank == 1:
     time.sleep(600)
@@ -26,16 +26,20 @@ except hvd.HorovodInternalError as error:
 """
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+LARGE = "allreduce(ones(4 << 20), name='waited')"
+OPERATIONS = [
+    LARGE,
+    "allreduce(ones(4), name='waited')",
+    "allgather(ones(4), name='waited')",
+    "broadcast(ones(4), 1, name='waited')",
+    "barrier()",
+]
+
+
+# No call has begun yet, and MPI carries nothing before that.
 @pytest.mark.parametrize(
-    "operation",
-    [
-        "allreduce(torch.ones(4), name='waited')",
-        "allreduce(torch.ones(4 << 20), name='waited')",
-        "allgather(torch.ones(4), name='waited')",
-        "broadcast(torch.ones(4), 1, name='waited')",
-        "barrier()",
-    ],
+    ("operation", "transport"),
+    [*((operation, transport) for operation in OPERATIONS for transport in ("shm", "tcp")), (LARGE, "mpi")],
 )
 def test_a_killed_rank_ends_every_wait_within_a_second(start, operation: str, transport: str) -> None:
     job = start(3, WAITING.format(operation=operation), HOROVOD_TRANSPORT=transport)
@@ -58,7 +62,7 @@ def test_a_rank_killed_at_work_is_named(start, victim: int, transport: str) -> N
         3,
         """
         hvd.init()
-        tensors = [torch.ones(n) for n in (1, 1000, 100_000, 5_000_000)]
+        tensors = [ones(n) for n in (1, 1000, 100_000, 5_000_000)]
         say("ready")
         try:
             while True:
@@ -68,7 +72,7 @@ def test_a_rank_killed_at_work_is_named(start, victim: int, transport: str) -> N
         except hvd.HorovodInternalError as error:
             say("error:", str(error).replace("\\n", " "))
         try:
-            hvd.allreduce(torch.ones(1), name="later")
+            hvd.allreduce(ones(1), name="later")
         except hvd.HorovodInternalError as error:
             say("later:", str(error).replace("\\n", " "))
         """,
@@ -93,12 +97,12 @@ def test_sets_without_the_lost_rank_go_on(start) -> None:
         if rank == 1:
             time.sleep(600)
         try:
-            hvd.allreduce(torch.ones(1), name="all")
+            hvd.allreduce(ones(1), name="all")
         except hvd.HorovodInternalError as error:
             say("error:", str(error).replace("\\n", " "))
         if rank in (0, 3):
             for i in range(20):
-                assert hvd.allreduce(torch.ones(1000), op=hvd.Sum, process_set=pair)[7] == 2
+                assert hvd.allreduce(ones(1000), op=hvd.Sum, process_set=pair)[7] == 2
             say("the pair goes on")
         time.sleep(600 if rank == 2 else 0)  # its end would be a shutdown for all
         os._exit(0)
@@ -121,7 +125,7 @@ def test_a_stopped_rank_is_waited_for(start, transport: str) -> None:
         say("ready")
         if rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
-        assert hvd.allreduce(torch.ones(3_000_000), op=hvd.Sum, name="big")[-1] == 2
+        assert hvd.allreduce(ones(3_000_000), op=hvd.Sum, name="big")[-1] == 2
         say("done")
         """,
         HOROVOD_TRANSPORT=transport,
@@ -146,7 +150,7 @@ def test_a_corrupted_message_ends_the_job_on_every_rank(start, victim: int, poin
         hvd.init()
         try:
             for i in range(200):
-                hvd.allreduce(torch.ones(3), name=f"n{i}")
+                hvd.allreduce(ones(3), name=f"n{i}")
             say("no error")
         except hvd.HorovodInternalError as error:
             say("error:", str(error).replace("\\n", " "))
@@ -164,6 +168,8 @@ def test_an_exit_without_shutdown_names_the_rank(start) -> None:
     job = start(
         3,
         """
+        import torch
+        import horovod_cpp.torch as hvd
         hvd.init()
         hvd.barrier()
         if rank == 2:

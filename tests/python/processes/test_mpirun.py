@@ -17,12 +17,12 @@ def test_an_mpi_of_the_program_is_respected(tmp_path: Path) -> None:
         2,
         """
         from mpi4py import MPI
-        import torch
-        import horovod_cpp.torch as hvd
+        import numpy as np
+        import horovod_cpp.arrays as hvd
         for _ in range(2):
             hvd.init()
             assert hvd.rank() == MPI.COMM_WORLD.Get_rank() and hvd.size() == 2
-            assert hvd.allreduce(torch.ones(100_000), op=hvd.Sum)[0] == 2
+            assert hvd.allreduce(np.ones(100_000), op=hvd.Sum)[0] == 2
             assert MPI.COMM_WORLD.allreduce(1) == 2
             hvd.shutdown()
         assert not MPI.Is_finalized() and MPI.COMM_WORLD.allreduce(1) == 2
@@ -64,11 +64,11 @@ def test_ranks_bound_to_one_core_each(tmp_path: Path) -> None:
         tmp_path,
         2,
         """
-        import torch
-        import horovod_cpp.torch as hvd
+        import numpy as np
+        import horovod_cpp.arrays as hvd
         hvd.init()
         for i in range(200):
-            assert hvd.allreduce(torch.ones(1 + 1000 * i), op=hvd.Sum, name="x" + str(i % 7))[0] == 2
+            assert hvd.allreduce(np.ones(1 + 1000 * i), op=hvd.Sum, name="x" + str(i % 7))[0] == 2
         print("fine", flush=True)
         """,
         "--bind-to",
@@ -90,10 +90,10 @@ def package_without_mpi(tmp_path: Path) -> Path:
 
 def test_without_the_mpi_module_one_rank_runs(tmp_path: Path, package_without_mpi: Path) -> None:
     program = """
-        import torch
-        import horovod_cpp.torch as hvd
+        import numpy as np
+        import horovod_cpp.arrays as hvd
         hvd.init()
-        assert hvd.size() == 1 and hvd.allreduce(torch.ones(3)).tolist() == [1, 1, 1]
+        assert hvd.size() == 1 and hvd.allreduce(np.ones(3)).tolist() == [1, 1, 1]
         print("fine", flush=True)
         """
     output = mpirun(tmp_path, 1, program, package=package_without_mpi)
@@ -102,7 +102,7 @@ def test_without_the_mpi_module_one_rank_runs(tmp_path: Path, package_without_mp
 
 def test_without_the_mpi_module_two_ranks_say_what_is_missing(tmp_path: Path, package_without_mpi: Path) -> None:
     program = """
-        import horovod_cpp.torch as hvd
+        import horovod_cpp.arrays as hvd
         try:
             hvd.init()
         except Exception as error:
@@ -119,13 +119,13 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
         3,
         """
         import os, signal
-        import torch
-        import horovod_cpp.torch as hvd
+        import numpy as np
+        import horovod_cpp.arrays as hvd
         hvd.init()
         hvd.barrier()
         if hvd.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        hvd.allreduce(torch.ones(1))
+        hvd.allreduce(np.ones(1))
         print("not reached", flush=True)
         """,
     )

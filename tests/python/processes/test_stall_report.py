@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is
 PROGRAM = """
     import os
     import time
-    import torch
-    import horovod_cpp.torch as hvd
+    import numpy as np
+    import horovod_cpp.arrays as hvd
 
     hvd.init()
     path = f"{os.environ['FOLDER']}/rank.{hvd.rank()}"
@@ -25,8 +25,8 @@ PROGRAM = """
 
     def start(kind, name):
         if kind == "broadcast":
-            return hvd.broadcast_async(torch.ones(3), 0, name=name)
-        return hvd.allreduce_async(torch.ones(3), op=hvd.Sum, name=name)
+            return hvd.broadcast_async(np.ones(3), 0, name=name)
+        return hvd.allreduce_async(np.ones(3), op=hvd.Sum, name=name)
 
 
     is_odd_one = hvd.rank() == 2
@@ -73,15 +73,15 @@ STOPPED = """
     import os
     import signal
     import time
-    import torch
-    import horovod_cpp.torch as hvd
+    import numpy as np
+    import horovod_cpp.arrays as hvd
 
     hvd.init()
-    pids = hvd.allgather_object(os.getpid(), name="pids")
+    pids = hvd.allgather(np.array([os.getpid()]), name="pids")
     path = f"{os.environ['FOLDER']}/rank.{hvd.rank()}"
     own_stderr = os.dup(2)
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    handle = hvd.allreduce_async(torch.ones(3_000_000), op=hvd.Sum, name="large")
+    handle = hvd.allreduce_async(np.ones(3_000_000, np.float32), op=hvd.Sum, name="large")
     expected = "This rank waits in allreduce 'large' for 1 s, for rank 1"
     if hvd.rank() == 0:
         deadline = time.monotonic() + 30
@@ -95,7 +95,7 @@ STOPPED = """
         print(f"rank {hvd.rank()}: {error}", flush=True)
     os.dup2(own_stderr, 2)
     print(f"rank {hvd.rank()} was told" if expected in open(path).read() else open(path).read(), flush=True)
-    assert hvd.allreduce(torch.ones(3), op=hvd.Sum, name="afterwards")[0] == hvd.size()
+    assert hvd.allreduce(np.ones(3), op=hvd.Sum, name="afterwards")[0] == hvd.size()
     print(f"rank {hvd.rank()} goes on", flush=True)
 """
 

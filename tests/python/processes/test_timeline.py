@@ -16,7 +16,7 @@ def test_a_killed_rank_leaves_a_file_that_can_be_loaded(start, victim: int, tmp_
         2,
         """
         hvd.init()
-        tensors = [torch.ones(n) for n in (1, 1000, 100_000)]
+        tensors = [ones(n) for n in (1, 1000, 100_000)]
         try:
             for n in range(10**9):
                 handles = [hvd.allreduce_async_(t, op=hvd.Max, name=f"t{i}") for i, t in enumerate(tensors)]
@@ -54,12 +54,12 @@ def test_a_full_disk_ends_the_timeline_and_nothing_else(start, tmp_path: Path) -
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # as in a program that is not Python
         hvd.init()
-        hvd.allreduce(torch.ones(1), name="first")
+        hvd.allreduce(ones(1), name="first")
         time.sleep(0.3)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         end = time.monotonic() + 2
         while time.monotonic() < end:
-            hvd.allreduce(torch.ones(1), name="again")
+            hvd.allreduce(ones(1), name="again")
         say("well")
         hvd.stop_timeline()
         hvd.shutdown()

@@ -191,10 +191,29 @@ def test_names_stand_where_horovod_has_them() -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["horovod.nothing", "horovod.torch.nothing", "horovod.common.nothing"])
 def test_other_names_are_not_found(name: str) -> None:
-    with pytest.raises(ModuleNotFoundError, match=f"No module named '{name}'.*horovod_cpp") as caught:
+    assert importlib.util.find_spec(name) is None
+    with pytest.raises(ModuleNotFoundError, match=f"^No module named '{name}'$") as caught:
         importlib.import_module(name)
     assert caught.value.name == name
     assert name not in sys.modules
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", [*SAME_MODULES, "horovod", "horovod.runner", "horovod.torch.operations"])
+def test_what_is_here_is_found_without_an_import(name: str) -> None:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.name in (name, SAME_MODULES.get(name))
+    assert name not in sys.modules
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["tensorflow", "keras", "mxnet", "spark", "ray", "data", "runner.launch"])
+def test_what_is_not_here_is_found_as_in_a_horovod_without_it(name: str) -> None:
+    """Its files are there, and only an import fails."""
+    assert importlib.util.find_spec(f"horovod.{name}") is not None
+    with pytest.raises(ImportError, match=rf"^horovod\.{name} is not part of horovod_cpp: "):
+        importlib.import_module(f"horovod.{name}")
+    assert f"horovod.{name}" not in sys.modules
 
 
 @pytest.mark.usefixtures("installed")
