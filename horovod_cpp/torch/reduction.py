@@ -29,16 +29,28 @@ OF_ANOTHER_LOSS = (
 )
 
 
+_storage_owners: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def _owners(tensor: torch.Tensor) -> int:
+    """How many have the memory of `tensor`; 0, as of no tensor, where this torch cannot tell."""
+    return 0 if _storage_owners is None else _storage_owners(tensor.untyped_storage()._cdata)
+
+
+_OWNERS_OF_ONE = _owners(torch.empty(1)) or 2
+
+
 class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "process_set",
-        "reduced", "sparse_dim",
+        "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending", "place",
+        "process_set", "reduced", "sparse_dim",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
         self.parameter = parameter
+        self.is_complex = parameter.is_complex()
         self.name = name
         self.process_set = process_set
         self.passes_left = passes
@@ -170,6 +182,7 @@ class Reduction:
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
+        made_now = gradient.passes_left == 0  # by the backward pass that runs
         gradient.passes_left = 0
         group = gradient.group
         if grad.layout is not torch.strided:
@@ -178,7 +191,16 @@ class Reduction:
                 gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, gradient.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
-        compressed, gradient.context = self.compression.compress(grad)
+        if gradient.is_complex:
+            grad = gradient.parameter.grad = grad.resolve_conj()
+        sent = grad
+        if _owners(grad) != _OWNERS_OF_ONE:
+            # In place it would be reduced as often as it is the gradient of a parameter.
+            sent = grad.clone()
+            if made_now and grad._version == 0:
+                # Autograd gave one memory to several. What has been added to lies where the program wants it.
+                grad = gradient.parameter.grad = sent
+        compressed, gradient.context = self.compression.compress(sent)
         if group is not None:
             gradient.reduced = grad
             group.compressed[gradient] = compressed

@@ -13,6 +13,7 @@ import torch
 from reference import all_inputs, assert_reduced, assert_same_on_all_ranks, reduced
 
 import horovod_cpp.torch as hvd
+from horovod_cpp.torch import reduction
 
 pytestmark = pytest.mark.usefixtures("gradients_and_bucket_views")
 
@@ -217,6 +218,43 @@ def test_a_second_synchronize_warns_once() -> None:
     assert "optimizer.step() called without optimizer.skip_synchronize()" in str(caught[0].message)
     assert caught[0].filename == __file__
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()))
+
+
+@pytest.mark.parametrize("torch_counts_owners", [True, False])
+@pytest.mark.parametrize("options", [{}, {"groups": 1}, {"compression": hvd.Compression.bf16}], ids=str)
+def test_gradients_that_autograd_puts_in_one_memory(
+    options: dict[str, Any], torch_counts_owners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_counts_owners:
+        monkeypatch.setattr(reduction, "_storage_owners", None)
+    weight, change = (torch.nn.Parameter(torch.zeros(1 << 18, 3)) for _ in range(2))  # too large to be fused by copying
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([weight, change], lr=1.0), op=hvd.Sum, **options)
+    for step in range(2):
+        optimizer.zero_grad()
+        (own_input().float() @ (weight.t() + change.t())).sum().backward()
+        optimizer.step()
+        for parameter in (weight, change):
+            assert torch.equal(parameter, torch.full_like(parameter, -(step + 1) * mean_of_ranks() * hvd.size()))
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 1}], ids=str)
+def test_gradients_that_the_program_keeps_in_one_memory_stay_there(options: dict[str, Any]) -> None:
+    models = [linear_model(), linear_model()]
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([model.weight for model in models], lr=1.0),
+        op=hvd.Sum,
+        gradient_as_bucket_view=False,
+        **options,
+    )
+    flat = torch.zeros(12, dtype=torch.float64)
+    for model, part_of in zip(models, flat.chunk(2), strict=True):
+        model.weight.grad = part_of.view(2, 3)
+    for _ in range(2):
+        flat.zero_()
+        models[0](own_input()).sum().backward()  # the other's gradient is reduced, too
+        optimizer.step()
+        assert torch.equal(flat[:6], torch.full((6,), mean_of_ranks() * hvd.size(), dtype=torch.float64))
+        assert all(model.weight.grad._is_view() for model in models)
 
 
 def test_parameters_without_gradient_are_reduced_as_zeros() -> None:
