@@ -146,7 +146,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             self._should_synchronize = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Wait for the reduced gradients, then do the optimizer's step. With a closure, wait after each call of it."""
+        """Wait for the reduced gradients, then do the optimizer's step.
+
+        With a closure, wait after each call of it. Its loss, a tensor or a float, is detached and reduced as the
+        gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
+        """
         if not self._should_synchronize:
             self._synchronized = False
             return super().step(closure)
@@ -170,7 +174,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         def wrapped() -> Any:
             loss = closure()
             self.synchronize()
-            return loss
+            return self._reduction.reduce_loss(loss)
 
         return wrapped
 

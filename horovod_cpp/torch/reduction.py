@@ -271,6 +271,17 @@ class Reduction:
         """Whether a backward pass came since the last synchronize."""
         return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
 
+    def reduce_loss(self, loss: Any) -> Any:
+        """What a closure has returned, a tensor or a number, reduced as gradients are. Blocks."""
+        if not self.gradients or not self.active[self.process_set] or not isinstance(loss, (torch.Tensor, float)):
+            return loss
+        name = f"loss.{next(iter(self.gradients.values())).name}"
+        tensor = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(loss, dtype=torch.float64)
+        reduced = operations.start_allreduce(
+            tensor, False, name, self.op, 1.0, 1.0, self.process_set, self.site, caller_waits=True
+        ).wait()
+        return reduced if isinstance(loss, torch.Tensor) else reduced.item()
+
     def synchronize(self) -> None:
         for gradient in self.gradients.values():
             if gradient.pending is None and gradient.reduced is None:

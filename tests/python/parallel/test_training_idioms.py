@@ -174,6 +174,29 @@ def test_a_checkpoint_goes_on_as_if_there_had_been_no_break() -> None:
         assert torch.equal(with_break, without)
 
 
+@pytest.mark.parametrize("as_number", [False, True])
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+def test_a_closure_that_is_called_several_times(line_search: str | None, as_number: bool) -> None:
+    def step(model: torch.nn.Module, optimizer: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+        losses: list[float] = []
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = loss_of(model, images, labels)
+            loss.backward()
+            losses.append(loss.item())
+            return loss.item() if as_number else loss
+
+        first = torch.as_tensor(optimizer.step(closure)).item()
+        if hasattr(optimizer, "skip_synchronize"):
+            assert first == pytest.approx(sum(hvd.allgather_object(losses[0])) / hvd.size())
+
+    rate = 1.0 if line_search else 0.1
+    assert_trains_alike(
+        lambda parameters: torch.optim.LBFGS(parameters, lr=rate, max_iter=3, line_search_fn=line_search), step
+    )
+
+
 def test_a_compiled_module() -> None:
     def step(model: torch.nn.Module, optimizer: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad()
