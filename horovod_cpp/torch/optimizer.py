@@ -102,10 +102,9 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         self._reduction.arrange([])
 
     def _reduce(self, parameter: torch.Tensor, process_set: ProcessSet) -> None:
-        """Take care of the gradients of `parameter` from now on, if it has any and there are other ranks."""
-        reduction = self._reduction
-        if parameter.requires_grad and reduction.active[process_set]:
-            reduction.add(parameter, self._parameter_names[parameter], process_set)
+        """Take care of the gradients of `parameter` from now on, if there are other ranks."""
+        if self._reduction.active[process_set]:
+            self._reduction.add(parameter, self._parameter_names[parameter], process_set)
 
     def _require_sets(self) -> None:
         """ValueError if a process set has been removed or a param group was given another one."""
@@ -121,12 +120,14 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
 
-        Blocks. Raises HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process
-        set, once the set has been removed.
+        A parameter that was frozen and requires a gradient now is reduced from here on. Blocks. Raises
+        HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process set, once the
+        set has been removed.
         """
         self._reduction.owner.used = True
         try:
             self._require_sets()
+            self._reduction.add_unfrozen()
             self._reduction.synchronize()
         except Exception:
             self._reduction.reset()

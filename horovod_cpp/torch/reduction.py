@@ -119,6 +119,7 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
+        self.frozen: dict[torch.Tensor, tuple[str, ProcessSet]] = {}  # what has never required a gradient
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
         self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
@@ -131,11 +132,22 @@ class Reduction:
         self.active[process_set] = registered_rank() in ranks and (len(ranks) > 1 or knobs.elastic())
 
     def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
-        """Reduce this parameter from now on, in a set that was taken up."""
+        """Reduce this parameter from now on, in a set that was taken up, or from when it requires a gradient."""
+        if not parameter.requires_grad:
+            self.frozen[parameter] = name, process_set
+            return
         name = claim(name, parameter, self.ranks[process_set], self.owner)
         gradient = Gradient(parameter, name, process_set, self.passes)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
+
+    def add_unfrozen(self) -> None:
+        """Reduce what requires a gradient by now."""
+        unfrozen = [parameter for parameter in self.frozen if parameter.requires_grad]
+        for parameter in unfrozen:
+            self.add(parameter, *self.frozen.pop(parameter))
+        if unfrozen:
+            self.arrange([])
 
     def arrange(self, groups: list[list[torch.Tensor]]) -> None:
         """Reduce the parameters of each group together; those that need no gradient are left out."""

@@ -291,6 +291,24 @@ def test_gradients_can_be_turned_off_and_on() -> None:
             assert all((parameter.grad is not None) == (index == trained) for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("groups", [None, 2])
+def test_a_parameter_that_is_unfrozen_later_is_reduced_from_then_on(groups: int | None) -> None:
+    first, late = linear_model(), linear_model()
+    late.weight.requires_grad_(False)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([first.weight, late.weight], lr=1.0), backward_passes_per_step=2, groups=groups
+    )
+    for step in range(4):
+        if step == 2:
+            late.weight.requires_grad_(True)
+        optimizer.zero_grad()
+        for _ in range(2):
+            (first(own_input()) + late(own_input())).sum().backward()
+        optimizer.step()
+        assert torch.allclose(first.weight, torch.full_like(first.weight, 1 - (step + 1) * 2 * mean_of_ranks()))
+        assert torch.allclose(late.weight, torch.full_like(late.weight, 1 - max(0, step - 1) * 2 * mean_of_ranks()))
+
+
 def test_a_closure_sees_reduced_gradients() -> None:
     model = linear_model()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
