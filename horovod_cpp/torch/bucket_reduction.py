@@ -61,6 +61,7 @@ class BucketReduction(Reduction):
 
     def start_missing(self, gradient: Gradient) -> None:
         """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        self.is_still(gradient)
         self.start(gradient, _move(gradient, gradient.parameter.grad))
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:

@@ -120,6 +120,7 @@ class Reduction:
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
         self.frozen: dict[torch.Tensor, tuple[str, ProcessSet]] = {}  # what has never required a gradient
+        self.still: list[torch.Tensor] = []  # what is frozen by now and has no gradient in the step that is reduced
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
         self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
@@ -183,14 +184,27 @@ class Reduction:
             self.start(gradient, grad)
 
     def start_missing(self, gradient: Gradient) -> None:
-        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        """Hand over what backward has not: the gradient as it is, zeros where there is none, nothing of a frozen one.
+
+        In a group zeros stand for the gradient that a frozen parameter does not have, so that the others can go.
+        """
         parameter = gradient.parameter
+        if self.is_still(gradient) and gradient.group is None:
+            return
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
             parameter.grad = (
                 _sparse_zeros(parameter, gradient.sparse_dim) if gradient.sparse_dim else torch.zeros_like(parameter)
             )
         self.start(gradient, parameter.grad)
+
+    def is_still(self, gradient: Gradient) -> bool:
+        """Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it."""
+        parameter = gradient.parameter
+        if parameter.requires_grad or parameter.grad is not None:
+            return False
+        self.still.append(parameter)
+        return True
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
@@ -278,6 +292,13 @@ class Reduction:
         """Forget what is in flight; it goes on without us."""
         for gradient in self.gradients.values():
             self.reset_one(gradient)
+        self.leave_still()
+
+    def leave_still(self) -> None:
+        """Take the gradients away that stood for those of frozen parameters."""
+        for parameter in self.still:
+            parameter.grad = None
+        self.still.clear()
 
     def in_progress(self) -> bool:
         """Whether a backward pass came since the last synchronize."""
@@ -301,7 +322,9 @@ class Reduction:
         in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
         wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():
-            self.finish(gradient)
+            if gradient.pending is not None:
+                self.finish(gradient)
+        self.leave_still()
 
 
 class LocalGradients(Reduction):

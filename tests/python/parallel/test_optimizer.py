@@ -309,6 +309,25 @@ def test_a_parameter_that_is_unfrozen_later_is_reduced_from_then_on(groups: int 
         assert torch.allclose(late.weight, torch.full_like(late.weight, 1 - max(0, step - 1) * 2 * mean_of_ranks()))
 
 
+@pytest.mark.parametrize("groups", [None, 1])
+def test_a_parameter_that_is_frozen_later_stays_where_it_is(groups: int | None) -> None:
+    first, second = linear_model(), linear_model()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([first.weight, second.weight], lr=0.5, momentum=0.5, weight_decay=0.1), groups=groups
+    )
+    for step in range(4):
+        second.weight.requires_grad_(step < 1 or step > 2)
+        before = [first.weight.clone(), second.weight.clone()]
+        optimizer.zero_grad()
+        (first(own_input()) + second(own_input())).sum().backward()
+        optimizer.step()
+        assert not torch.equal(first.weight, before[0])
+        assert torch.equal(second.weight, before[1]) == (step in (1, 2))
+        assert (second.weight.grad is None) == (step in (1, 2))
+        assert_same_on_all_ranks(first.weight)
+        assert_same_on_all_ranks(second.weight)
+
+
 def test_a_closure_sees_reduced_gradients() -> None:
     model = linear_model()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
