@@ -70,22 +70,15 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch has it; process sets of param groups, which belong to this job, are not in it."""
-        state: dict[str, Any] = super().state_dict()
-        for group in state["param_groups"]:
-            group.pop("process_set", None)
-        return state
+        return optimizer_arguments.without_sets(super().state_dict())
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load a state as torch does, and forget which gradients were in flight. Param groups keep their sets."""
         self._reduction.reset()
         self._synchronized = False
         self._should_synchronize = True
-        own = [group.get("process_set") for group in self.param_groups]
-        super().load_state_dict(*args, **kwargs)
-        for group, process_set in zip(self.param_groups, own, strict=True):
-            group.pop("process_set", None)
-            if process_set is not None:
-                group["process_set"] = process_set
+        with optimizer_arguments.keeping_sets(self):
+            super().load_state_dict(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; its parameters are reduced, too, under names made from their position."""

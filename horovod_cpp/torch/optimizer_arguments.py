@@ -1,6 +1,6 @@
 """What `DistributedOptimizer` is given: checks it, and reads names, groups and process sets of the parameters.
 
-Communicates nothing, and changes nothing. The thread of the caller.
+Communicates nothing. The thread of the caller.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -108,6 +109,23 @@ def set_of_group(group: Mapping[str, Any], index: int, process_set: ProcessSet) 
         where = f"param group {index}: process_set" if "process_set" in group else "process_set"
         raise ValueError(f"{where} must be a hvd.ProcessSet (it is {own!r})")
     return own
+
+
+def without_sets(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer without the process sets of its param groups, which belong to this job."""
+    groups = [{key: value for key, value in group.items() if key != "process_set"} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+@contextmanager
+def keeping_sets(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Param groups have their own process sets afterwards, whatever state is loaded within."""
+    own = [group.get("process_set") for group in optimizer.param_groups]
+    yield
+    for group, process_set in zip(optimizer.param_groups, own, strict=True):
+        group.pop("process_set", None)
+        if process_set is not None:
+            group["process_set"] = process_set
 
 
 # ---- groups
