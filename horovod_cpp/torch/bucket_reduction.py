@@ -68,8 +68,10 @@ class BucketReduction(Reduction):
         """Count the gradient as ready; the last one of a bucket starts its reduction."""
         bucket = gradient.bucket
         assert bucket is not None
+        made_now = gradient.passes_left == 0
         gradient.passes_left = 0
-        gradient.reduced = bucket.view(gradient.place)
+        gradient.reduced = view = bucket.view(gradient.place)
+        gradient.version = view._version if made_now else None
         if bucket.count_ready():
             self._start_bucket(bucket)
 
@@ -85,6 +87,8 @@ class BucketReduction(Reduction):
         for gradient in self.gradients.values():
             if gradient.reduced is None:
                 self.start_missing(gradient)
+            elif gradient.version is not None and gradient.reduced._version != gradient.version:
+                self.warn_of_change(gradient)
         for bucket in self.buckets:
             if bucket.pending is None:  # it was refused in backward
                 self._start_bucket(bucket)

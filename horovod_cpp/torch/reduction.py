@@ -5,6 +5,7 @@ The hooks run on the thread that calls `backward()`; all else on the thread that
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ class Gradient:
 
     __slots__ = (
         "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending", "place",
-        "process_set", "reduced", "sparse_dim",
+        "process_set", "reduced", "sparse_dim", "version",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
@@ -60,6 +61,7 @@ class Gradient:
         self.pending: Pending | PendingSparse | GroupPending | None = None
         self.sparse_dim = 0  # of the last gradient that was reduced as a sparse one
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
+        self.version: int | None = None  # that it had then; None where changes mean nothing
         self.context: Any = None  # what the compressor wants back
         self.hook: torch.utils.hooks.RemovableHandle | None = None
 
@@ -121,6 +123,7 @@ class Reduction:
         self.gradients: dict[torch.Tensor, Gradient] = {}
         self.frozen: dict[torch.Tensor, tuple[str, ProcessSet]] = {}  # what has never required a gradient
         self.still: list[torch.Tensor] = []  # what is frozen by now and has no gradient in the step that is reduced
+        self.warned = False
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
         self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
@@ -223,9 +226,11 @@ class Reduction:
         if _owners(grad) != _OWNERS_OF_ONE:
             # In place it would be reduced as often as it is the gradient of a parameter.
             sent = grad.clone()
-            if made_now and grad._version == 0:
-                # Autograd gave one memory to several. What has been added to lies where the program wants it.
+            # Autograd gave one memory to several, unless something was added: that lies where the program wants it.
+            made_now = made_now and grad._version == 0
+            if made_now:
                 grad = gradient.parameter.grad = sent
+        gradient.version = grad._version if made_now else None
         compressed, gradient.context = self.compression.compress(sent)
         if group is not None:
             gradient.reduced = grad
@@ -300,6 +305,17 @@ class Reduction:
             parameter.grad = None
         self.still.clear()
 
+    def warn_of_change(self, gradient: Gradient) -> None:
+        """The program has changed what is in flight. Once is enough."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"The gradient of parameter '{gradient.name}' was changed after loss.backward(), which has begun to "
+                "reduce it: nobody can tell how much of the change is in the result. Call optimizer.synchronize() "
+                "before gradients are clipped or unscaled, and optimizer.step() with optimizer.skip_synchronize().",
+                stacklevel=5,
+            )
+
     def in_progress(self) -> bool:
         """Whether a backward pass came since the last synchronize."""
         return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
@@ -317,8 +333,12 @@ class Reduction:
 
     def synchronize(self) -> None:
         for gradient in self.gradients.values():
-            if gradient.pending is None and gradient.reduced is None:
-                self.start_missing(gradient)
+            reduced = gradient.reduced
+            if reduced is None:
+                if gradient.pending is None:
+                    self.start_missing(gradient)
+            elif gradient.version is not None and reduced._version != gradient.version:
+                self.warn_of_change(gradient)
         in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
         wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +78,32 @@ def test_clipping_of_the_reduced_gradients() -> None:
             optimizer.step()
 
     assert_trains_alike(lambda parameters: torch.optim.SGD(parameters, lr=0.5), step)
+
+
+@pytest.mark.parametrize("change", ["clip", "assign"])
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"compression": hvd.Compression.fp16}], ids=str)
+def test_a_gradient_that_is_changed_in_flight_is_told_of_once(options: dict[str, Any], change: str) -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has nothing in flight")
+    model = network()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **options
+    )
+    for first in (True, False):
+        optimizer.zero_grad()
+        images, labels = batch(0, ROWS * hvd.size(), torch.float64)
+        loss_of(model, part(images), part(labels)).backward()
+        if change == "clip":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        else:
+            next(iter(model.parameters())).grad[0] = 0.0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert len(caught) == first
+        if first:
+            assert re.match(r"The gradient of parameter '0\.weight' was changed", str(caught[0].message))
+            assert caught[0].filename == __file__
 
 
 def test_a_schedule_of_the_learning_rate() -> None:
