@@ -6,6 +6,7 @@ All runs on the thread that calls the optimizer; see reduction.py for the hooks.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,23 @@ from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
 from horovod_cpp.torch.pending import Pending, wait_all
 from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
+
+
+def _documented_as_in_torch(method: Any) -> Any:
+    """Shows torch's signature of a method that forwards what it is given: optimizers have arguments of their own."""
+    method.__signature__ = inspect.signature(getattr(torch.optim.Optimizer, method.__name__))
+    return method
+
+
+def _with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Callable[[], Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """The arguments of a step, with the closure wrapped, and whether there is one."""
+    if args and callable(args[0]):
+        return (wrap(args[0]), *args[1:]), kwargs, True
+    if kwargs.get("closure") is not None:
+        return args, {**kwargs, "closure": wrap(kwargs["closure"])}, True
+    return args, kwargs, False
 
 
 class _DistributedOptimizer(torch.optim.Optimizer):
@@ -139,15 +157,16 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         finally:
             self._should_synchronize = True
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Wait for the reduced gradients, then do the optimizer's step.
+    @_documented_as_in_torch
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for the reduced gradients, then do the optimizer's step, which gets all arguments.
 
         With a closure, wait after each call of it. Its loss, a tensor or a float, is detached and reduced as the
         gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
         """
         if not self._should_synchronize:
             self._synchronized = False
-            return super().step(closure)
+            return super().step(*args, **kwargs)
         if self._synchronized and not self._reduction.in_progress():
             warnings.warn(
                 "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
@@ -155,12 +174,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 "your code calls optimizer.synchronize().",
                 stacklevel=2,
             )
-        if closure is None:
+        args, kwargs, has_closure = _with_closure(args, kwargs, self._synchronizing)
+        if not has_closure:
             self.synchronize()
-        else:
-            closure = self._synchronizing(closure)
         self._synchronized = False
-        result = super().step(closure)
+        result = super().step(*args, **kwargs)
         self._synchronized = False
         return result
 
@@ -175,14 +193,15 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     # torch wraps each optimizer's `step` for its own hooks; the step of the user's class is wrapped already.
     setattr(step, "hooked", True)  # noqa: B010
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    @_documented_as_in_torch
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients as torch does. AssertionError while they are being reduced."""
         if self._reduction.in_progress():
             raise AssertionError(
                 "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
                 f"optimizer.synchronize(). This is prohibited as it can cause a race condition. {OF_ANOTHER_LOSS}"
             )
-        super().zero_grad(set_to_none=set_to_none)
+        super().zero_grad(*args, **kwargs)
 
 
 class _DistributedAdasumOptimizer(_DistributedOptimizer):
@@ -197,26 +216,29 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         raise AssertionError("Skipping synchronization is not supported when using Adasum optimizer.")
         yield
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    @_documented_as_in_torch
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Do the optimizer's step, and replace the change of each parameter by the Adasum of all ranks' changes.
 
-        Blocks. On HorovodInternalError the parameters are as they were before.
+        The step gets all arguments. Blocks. On HorovodInternalError the parameters are as they were before.
         """
         # Past the step of the other class, which reduces gradients.
         local_step = super(_DistributedOptimizer, self).step
         self._reduction.owner.used = True
         self._require_sets()
         try:
-            return self._reduced_step(local_step, closure if closure is None else self._counting_anew(closure))
+            args, kwargs, _ = _with_closure(args, kwargs, self._counting_anew)
+            return self._reduced_step(functools.partial(local_step, *args, **kwargs))
         finally:
             self._reduction.reset()
 
     setattr(step, "hooked", True)  # noqa: B010
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    @_documented_as_in_torch
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients as torch does, and count backward passes from the start."""
         self._reduction.reset()
-        super().zero_grad(set_to_none=set_to_none)
+        super().zero_grad(*args, **kwargs)
 
     def _counting_anew(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def wrapped() -> Any:
@@ -225,9 +247,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
 
         return wrapped
 
-    def _reduced_step(
-        self, local_step: Callable[[Callable[[], Any] | None], Any], closure: Callable[[], Any] | None
-    ) -> Any:
+    def _reduced_step(self, local_step: Callable[[], Any]) -> Any:
         parameters = {
             parameter: process_set
             for group, process_set in zip(self.param_groups, self._process_sets, strict=False)
@@ -235,9 +255,9 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
             if parameter.requires_grad and self._reduction.active[process_set]
         }
         if not parameters:
-            return local_step(closure)
+            return local_step()
         starts = [parameter.detach().clone() for parameter in parameters]
-        result = local_step(closure)
+        result = local_step()
         with torch.no_grad():
             try:
                 self._reduce_changes(parameters, starts)
@@ -313,9 +333,9 @@ def DistributedOptimizer(
             need `sparse_as_dense`, or a group. All ranks have the same setting and the same order of memory; not with
             op=Adasum. It pays where gradients are many and small. The model keeps its device and dtype from here on,
             and a gradient that you keep beyond `zero_grad` is cloned: its memory is used again.
-    Raises: ValueError for bad arguments, for a process set that is not registered, or before `init`. `backward` and
-        `step` raise it once the set has been removed; with gradient_as_bucket_view also for a gradient that is sparse
-        or of another dtype or device than its bucket.
+    Raises: TypeError for what is no torch.optim.Optimizer; ValueError for other bad arguments, for a process set that
+        is not registered, or before `init`. `backward` and `step` raise it once the set has been removed; with
+        gradient_as_bucket_view also for a gradient that is sparse or of another dtype or device than its bucket.
     """
     has_groups = groups is not None or num_groups != 0
     optimizer_arguments.check(

@@ -31,9 +31,9 @@ def check(
     has_groups: bool,
     has_views: bool,
 ) -> None:
-    """Raises ValueError for what cannot be or does not go together."""
-    if not isinstance(getattr(optimizer, "param_groups", None), list):
-        raise ValueError(f"DistributedOptimizer takes an optimizer of torch (it is a {type(optimizer).__name__})")
+    """Raises ValueError for what cannot be or does not go together, TypeError for what is no optimizer."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"DistributedOptimizer takes a torch.optim.Optimizer (it is a {type(optimizer).__name__})")
     if op not in _OPS.values():
         raise ValueError(f"op must be one of {', '.join(f'hvd.{name}' for name in _OPS)} (it is {op!r})")
     if op == Adasum and has_groups:

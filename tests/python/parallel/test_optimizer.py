@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -344,6 +345,51 @@ def test_a_closure_sees_reduced_gradients() -> None:
         assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - (step + 1) * mean_of_ranks()))
 
 
+class Own(torch.optim.SGD):
+    """With signatures of its own."""
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+
+    def step(self, scale: Any, *, closure: Any = None, extra: int = 0) -> Any:
+        self.param_groups[0]["lr"] = scale
+        return super().step(closure), extra
+
+
+class WithoutClosure(torch.optim.SGD):
+    def step(self) -> Any:
+        return super().step()
+
+
+@pytest.mark.parametrize("op", [hvd.Average, hvd.Adasum])
+def test_an_optimizer_with_arguments_of_its_own(op: int) -> None:
+    model, plain = linear_model(), linear_model()
+    options = {"gradient_as_bucket_view": False} if op == hvd.Adasum else {}
+    optimizer: Any = hvd.DistributedOptimizer(Own(model.parameters(), lr=9.0), op=op, **options)
+    bare: Any = hvd.DistributedOptimizer(WithoutClosure(plain.parameters(), lr=1.0), op=op, **options)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 3, dtype=torch.float64)).sum()
+        loss.backward()
+        return loss
+
+    loss, extra = optimizer.step(0.25, closure=closure, extra=7)
+    assert (loss.item(), extra) == (6.0, 7)
+    closure()
+    assert optimizer.step(0.5) == (None, 0)
+    optimizer.zero_grad()
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - 0.75))
+    plain(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    bare.step()
+    bare.zero_grad()
+    assert torch.allclose(plain.weight, torch.zeros_like(plain.weight))
+    for method in ("step", "zero_grad"):
+        assert inspect.signature(getattr(type(optimizer), method)) == inspect.signature(
+            getattr(torch.optim.Optimizer, method)
+        )
+
+
 def test_a_scheduler_made_before_or_after_works_without_a_warning() -> None:
     model = linear_model()
     plain = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -630,8 +676,9 @@ def test_bad_options_of_an_optimizer_that_is_one() -> None:
         with pytest.raises(ValueError, match="backward_passes_per_step must be"):
             optimizer.set_backward_passes_per_step(passes)
     assert optimizer.backward_passes_per_step == 2
-    with pytest.raises(ValueError, match=r"takes an optimizer of torch \(it is a Linear\)"):
-        hvd.DistributedOptimizer(model)
+    for thing, name in ((model, "Linear"), (list(model.parameters()), "list"), (torch.optim.SGD, "type")):
+        with pytest.raises(TypeError, match=rf"takes a torch\.optim\.Optimizer \(it is a {name}\)"):
+            hvd.DistributedOptimizer(thing)
 
 
 def test_names_have_to_be_unique_and_complete() -> None:
