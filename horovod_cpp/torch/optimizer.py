@@ -46,6 +46,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     """Comes before the class of the user's optimizer; see `DistributedOptimizer`."""
 
     _reduction: Reduction
+    _forget: weakref.finalize[..., _DistributedOptimizer]  # removes its hooks, once
     _parameter_names: dict[torch.Tensor, str]
     _process_sets: list[ProcessSet]  # of each param group
     _groups: list[list[torch.Tensor]]
@@ -362,7 +363,7 @@ def DistributedOptimizer(
     ranks = {parameter: reduction.ranks[each] for parameter, each in sets.items()}
     members = optimizer_arguments.gradient_groups(names, groups, num_groups, ranks)
     if isinstance(optimizer, _DistributedOptimizer):
-        optimizer._reduction.remove_hooks()
+        optimizer._forget()
         optimizer.__class__ = _class_of_user(optimizer)
     _adopt(optimizer, _DistributedAdasumOptimizer if op == Adasum else _DistributedOptimizer)
     assert isinstance(optimizer, _DistributedOptimizer)
@@ -375,7 +376,8 @@ def DistributedOptimizer(
     for parameter, each in sets.items():
         optimizer._reduce(parameter, each)
     reduction.arrange(members)
-    weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
+    optimizer._forget = weakref.finalize(optimizer, reduction.remove_hooks)
+    optimizer._forget.atexit = False
     return optimizer
 
 

@@ -570,6 +570,15 @@ def test_options_of_a_second_call_replace_the_first() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks() * hvd.size()))
 
 
+def test_options_of_a_second_call_let_go_of_the_first() -> None:
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
+    former = weakref.ref(optimizer._reduction)
+    hvd.DistributedOptimizer(optimizer)
+    gc.collect()
+    assert former() is None
+
+
 def test_an_optimizer_that_is_gone_reduces_no_more() -> None:
     model = linear_model()
     hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
