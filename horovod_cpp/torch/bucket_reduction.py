@@ -56,6 +56,8 @@ class BucketReduction(Reduction):
         """Backward has added to the gradient: while that is in the caches it moves to its place."""
         grad = gradient.parameter.grad
         if grad is not None and gradient.passes_left > 0:
+            if gradient.rivals or grad.requires_grad:
+                self.require_own(gradient, grad)
             _move(gradient, grad)
         super().on_accumulated(gradient)
 

@@ -46,7 +46,7 @@ class Gradient:
 
     __slots__ = (
         "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending", "place",
-        "process_set", "reduced", "sparse_dim", "version",
+        "process_set", "reduced", "rivals", "sparse_dim", "version",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
@@ -55,6 +55,7 @@ class Gradient:
         self.name = name
         self.process_set = process_set
         self.passes_left = passes
+        self.rivals: list[Gradient] = []  # of the same parameter, in optimizers that are alive
         self.group: Group | None = None
         self.bucket: Bucket | None = None  # see bucket_reduction.py
         self.place = 0  # in the group or bucket
@@ -142,6 +143,9 @@ class Reduction:
             return
         name = claim(name, parameter, self.ranks[process_set], self.owner)
         gradient = Gradient(parameter, name, process_set, self.passes)
+        gradient.rivals = _gradients_of(parameter)
+        for rival in gradient.rivals:
+            rival.rivals.append(gradient)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
 
@@ -170,13 +174,19 @@ class Reduction:
         for gradient in self.gradients.values():
             if gradient.hook is not None:
                 gradient.hook.remove()
+            for rival in gradient.rivals:
+                rival.rivals.remove(gradient)
+            gradient.rivals = []
 
     def on_accumulated(self, gradient: Gradient) -> None:
         """Backward has added to the gradient."""
         grad = gradient.parameter.grad
         if grad is None:
             return  # a function of the user's gave no gradient; zeros are reduced at synchronize
+        if gradient.rivals or grad.requires_grad:
+            self.require_own(gradient, grad)
         if gradient.passes_left <= 0:
+            gradient.version = None  # this is told of
             raise AssertionError(
                 "Gradients were computed more than backward_passes_per_step times before call to step(). "
                 "Increase backward_passes_per_step to accumulate gradients locally. "
@@ -185,6 +195,21 @@ class Reduction:
         gradient.passes_left -= 1
         if gradient.passes_left == 0:
             self.start(gradient, grad)
+
+    def require_own(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """AssertionError for a gradient that cannot be reduced in place, as others need it as it is."""
+        if any(rival.reduced is not None or rival.pending is not None for rival in gradient.rivals):
+            raise AssertionError(
+                f"two DistributedOptimizers have parameter '{gradient.name}', and both reduce its gradient, which one "
+                "of them has begun. Call DistributedOptimizer once for each parameter, or delete the former optimizer "
+                "first, with all that refers to it, such as its schedulers."
+            )
+        if grad.requires_grad:
+            raise AssertionError(
+                f"The gradient of parameter '{gradient.name}' requires a gradient itself (create_graph=True), and "
+                "cannot be reduced in place. Make what is differentiated twice with torch.autograd.grad(..., "
+                "create_graph=True), and call backward() without create_graph."
+            )
 
     def start_missing(self, gradient: Gradient) -> None:
         """Hand over what backward has not: the gradient as it is, zeros where there is none, nothing of a frozen one.
@@ -368,7 +393,14 @@ def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[to
         if alive is not None:
             alive.on_accumulated(gradient)
 
+    setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (see below)
     return on_accumulated
+
+
+def _gradients_of(parameter: torch.Tensor) -> list[Gradient]:
+    """The gradients whose hooks the parameter has."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    return [hook.gradient for hook in hooks.values() if isinstance(getattr(hook, "gradient", None), Gradient)]
 
 
 def _register_hook(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.utils.hooks.RemovableHandle:

@@ -221,6 +221,21 @@ def test_a_second_synchronize_warns_once() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()))
 
 
+def test_a_gradient_that_requires_one_is_refused() -> None:
+    several_ranks()
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters())
+    with pytest.raises(AssertionError, match=r"The gradient of parameter 'weight' requires a gradient itself"):
+        model(own_input()).square().sum().backward(create_graph=True)
+    optimizer.zero_grad()
+    # As the text says: a penalty on a gradient.
+    inputs = own_input().requires_grad_()
+    (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+    (slope * hvd.size()).sum().backward()
+    optimizer.step()
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1.0 - hvd.size()))
+
+
 @pytest.mark.parametrize("torch_counts_owners", [True, False])
 @pytest.mark.parametrize("options", [{}, {"groups": 1}, {"compression": hvd.Compression.bf16}], ids=str)
 def test_gradients_that_autograd_puts_in_one_memory(
