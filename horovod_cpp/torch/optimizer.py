@@ -316,8 +316,8 @@ def DistributedOptimizer(
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
         num_groups: deprecated, use `groups`.
         groups: lists of parameters whose gradients are reduced together, each list as one operation, when the last of
-            them is ready; or a number of groups, in which the parameters come in their order. Parameters of no group
-            are reduced one by one. In a group sparse gradients are made dense.
+            them is ready; or a number of groups, in which the parameters that require a gradient come in their order.
+            Parameters of no group are reduced one by one. In a group sparse gradients are made dense.
         sparse_as_dense: make sparse gradients dense before they are reduced; otherwise their entries are gathered,
             whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not

@@ -139,7 +139,7 @@ def gradient_groups(
 ) -> list[list[torch.Tensor]]:
     """The parameters of each group, as `groups` or the old `num_groups` ask for them. `sets`: ranks of each one's set.
 
-    A number of groups becomes more where the set changes within one.
+    A number of groups is of those that require a gradient, and becomes more where the set changes within one.
     """
     if num_groups != 0:
         warnings.warn("the parameter num_groups is deprecated; use groups", DeprecationWarning, 3)
@@ -154,7 +154,7 @@ def gradient_groups(
             )
         return [
             list(run)
-            for part in _equal_parts(list(names), groups)
+            for part in _equal_parts([parameter for parameter in names if parameter.requires_grad], groups)
             for _, run in itertools.groupby(part, key=lambda parameter: sets[parameter])
         ]
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
