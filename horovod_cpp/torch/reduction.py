@@ -393,7 +393,7 @@ def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[to
         if alive is not None:
             alive.on_accumulated(gradient)
 
-    setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (see below)
+    setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (for _gradients_of)
     return on_accumulated
 
 
