@@ -57,19 +57,24 @@ class BucketReduction(Reduction):
         """Backward has added to the gradient: while that is in the caches it moves to its place."""
         grad = gradient.parameter.grad
         if grad is not None and gradient.passes_left > 0:
+            if gradient.rivals or grad.requires_grad:
+                self.require_own(gradient, grad)
             _move(gradient, grad)
         super().on_accumulated(gradient)
 
     def start_missing(self, gradient: Gradient) -> None:
         """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        self.is_still(gradient)
         self.start(gradient, _move(gradient, gradient.parameter.grad))
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Count the gradient as ready; the last one of a bucket starts its reduction."""
         bucket = gradient.bucket
         assert bucket is not None
+        made_now = gradient.passes_left == 0
         gradient.passes_left = 0
-        gradient.reduced = bucket.view(gradient.place)
+        gradient.reduced = view = bucket.view(gradient.place)
+        gradient.version = view._version if made_now else None
         if bucket.count_ready():
             self._start_bucket(bucket)
 
@@ -86,6 +91,8 @@ class BucketReduction(Reduction):
         for gradient in self.gradients.values():
             if gradient.reduced is None:
                 self.start_missing(gradient)
+            elif gradient.version is not None and gradient.reduced._version != gradient.version:
+                self.warn_of_change(gradient)
         for bucket in self.buckets:
             if bucket.pending is None:  # it was refused in backward
                 self._start_bucket(bucket)

@@ -15,6 +15,7 @@ from horovod_cpp.common.process_sets import ProcessSet, global_process_set, oper
 from horovod_cpp.torch import operations
 from horovod_cpp.torch.objects import allgather_object as allgather_object  # where Horovod has it
 from horovod_cpp.torch.objects import broadcast_object as broadcast_object
+from horovod_cpp.torch.optimizer_arguments import keeping_sets, without_sets
 from horovod_cpp.torch.pending import Pending, wait_all
 
 
@@ -85,7 +86,8 @@ def broadcast_optimizer_state(
 ) -> None:
     """Overwrite state and options of the optimizers of all ranks of the set with the root's. Blocks.
 
-    Values keep their types: tensors stay tensors, numbers numbers. No step is made to create state that is missing.
+    Values keep their types: tensors stay tensors, numbers numbers. No step is made to create state that is missing. The
+    process sets of param groups stay each rank's own.
 
     Args:
         optimizer: of the same parameters, in the same groups, on all ranks.
@@ -102,7 +104,7 @@ def broadcast_optimizer_state(
     failure: Exception | None = None
     if is_root:
         try:
-            described = _without_tensors(optimizer.state_dict(), tensors)
+            described = _without_tensors(without_sets(optimizer.state_dict()), tensors)
             flats = [_as_bytes(tensor) for tensor in tensors]
         except Exception as error:  # the others are told
             failure = error
@@ -117,7 +119,8 @@ def broadcast_optimizer_state(
     named: list[tuple[str | None, torch.Tensor]] = [(f"{_STATE}.{index}", flat) for index, flat in enumerate(flats)]
     _broadcast_all(named, root_rank, process_set, call_site())
     if not is_root:
-        optimizer.load_state_dict(state)
+        with keeping_sets(optimizer):
+            optimizer.load_state_dict(state)
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ All runs on the thread that calls the optimizer; see reduction.py for the hooks.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +25,28 @@ from horovod_cpp.torch.pending import Pending, wait_all
 from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
 
 
+def _documented_as_in_torch(method: Any) -> Any:
+    """Shows torch's signature of a method that forwards what it is given: optimizers have arguments of their own."""
+    method.__signature__ = inspect.signature(getattr(torch.optim.Optimizer, method.__name__))
+    return method
+
+
+def _with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Callable[[], Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """The arguments of a step, with the closure wrapped, and whether there is one."""
+    if args and callable(args[0]):
+        return (wrap(args[0]), *args[1:]), kwargs, True
+    if kwargs.get("closure") is not None:
+        return args, {**kwargs, "closure": wrap(kwargs["closure"])}, True
+    return args, kwargs, False
+
+
 class _DistributedOptimizer(torch.optim.Optimizer):
     """Comes before the class of the user's optimizer; see `DistributedOptimizer`."""
 
     _reduction: Reduction
+    _forget: weakref.finalize[..., _DistributedOptimizer]  # removes its hooks, once
     _parameter_names: dict[torch.Tensor, str]
     _process_sets: list[ProcessSet]  # of each param group
     _groups: list[list[torch.Tensor]]
@@ -70,22 +89,15 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch has it; process sets of param groups, which belong to this job, are not in it."""
-        state: dict[str, Any] = super().state_dict()
-        for group in state["param_groups"]:
-            group.pop("process_set", None)
-        return state
+        return optimizer_arguments.without_sets(super().state_dict())
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load a state as torch does, and forget which gradients were in flight. Param groups keep their sets."""
         self._reduction.reset()
         self._synchronized = False
         self._should_synchronize = True
-        own = [group.get("process_set") for group in self.param_groups]
-        super().load_state_dict(*args, **kwargs)
-        for group, process_set in zip(self.param_groups, own, strict=True):
-            group.pop("process_set", None)
-            if process_set is not None:
-                group["process_set"] = process_set
+        with optimizer_arguments.keeping_sets(self):
+            super().load_state_dict(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; its parameters are reduced, too, under names made from their position."""
@@ -102,10 +114,9 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         self._reduction.arrange([])
 
     def _reduce(self, parameter: torch.Tensor, process_set: ProcessSet) -> None:
-        """Take care of the gradients of `parameter` from now on, if it has any and there are other ranks."""
-        reduction = self._reduction
-        if parameter.requires_grad and reduction.active[process_set]:
-            reduction.add(parameter, self._parameter_names[parameter], process_set)
+        """Take care of the gradients of `parameter` from now on, if there are other ranks."""
+        if self._reduction.active[process_set]:
+            self._reduction.add(parameter, self._parameter_names[parameter], process_set)
 
     def _require_sets(self) -> None:
         """ValueError if a process set has been removed or a param group was given another one."""
@@ -121,12 +132,14 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
 
-        Blocks. Raises HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process
-        set, once the set has been removed.
+        A parameter that was frozen and requires a gradient now is reduced from here on. Blocks. Raises
+        HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process set, once the
+        set has been removed.
         """
         self._reduction.owner.used = True
         try:
             self._require_sets()
+            self._reduction.add_unfrozen()
             self._reduction.synchronize()
         except Exception:
             self._reduction.reset()
@@ -145,11 +158,16 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         finally:
             self._should_synchronize = True
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Wait for the reduced gradients, then do the optimizer's step. With a closure, wait after each call of it."""
+    @_documented_as_in_torch
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for the reduced gradients, then do the optimizer's step, which gets all arguments.
+
+        With a closure, wait after each call of it. Its loss, a tensor or a float, is detached and reduced as the
+        gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
+        """
         if not self._should_synchronize:
             self._synchronized = False
-            return super().step(closure)
+            return super().step(*args, **kwargs)
         if self._synchronized and not self._reduction.in_progress():
             warnings.warn(
                 "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(). "
@@ -157,12 +175,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 "your code calls optimizer.synchronize().",
                 stacklevel=2,
             )
-        if closure is None:
+        args, kwargs, has_closure = _with_closure(args, kwargs, self._synchronizing)
+        if not has_closure:
             self.synchronize()
-        else:
-            closure = self._synchronizing(closure)
         self._synchronized = False
-        result = super().step(closure)
+        result = super().step(*args, **kwargs)
         self._synchronized = False
         return result
 
@@ -170,21 +187,22 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         def wrapped() -> Any:
             loss = closure()
             self.synchronize()
-            return loss
+            return self._reduction.reduce_loss(loss)
 
         return wrapped
 
     # torch wraps each optimizer's `step` for its own hooks; the step of the user's class is wrapped already.
     setattr(step, "hooked", True)  # noqa: B010
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    @_documented_as_in_torch
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients as torch does. AssertionError while they are being reduced."""
         if self._reduction.in_progress():
             raise AssertionError(
                 "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or "
                 f"optimizer.synchronize(). This is prohibited as it can cause a race condition. {OF_ANOTHER_LOSS}"
             )
-        super().zero_grad(set_to_none=set_to_none)
+        super().zero_grad(*args, **kwargs)
 
 
 class _DistributedAdasumOptimizer(_DistributedOptimizer):
@@ -199,26 +217,29 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         raise AssertionError("Skipping synchronization is not supported when using Adasum optimizer.")
         yield
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    @_documented_as_in_torch
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Do the optimizer's step, and replace the change of each parameter by the Adasum of all ranks' changes.
 
-        Blocks. On HorovodInternalError the parameters are as they were before.
+        The step gets all arguments. Blocks. On HorovodInternalError the parameters are as they were before.
         """
         # Past the step of the other class, which reduces gradients.
         local_step = super(_DistributedOptimizer, self).step
         self._reduction.owner.used = True
         self._require_sets()
         try:
-            return self._reduced_step(local_step, closure if closure is None else self._counting_anew(closure))
+            args, kwargs, _ = _with_closure(args, kwargs, self._counting_anew)
+            return self._reduced_step(functools.partial(local_step, *args, **kwargs))
         finally:
             self._reduction.reset()
 
     setattr(step, "hooked", True)  # noqa: B010
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    @_documented_as_in_torch
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients as torch does, and count backward passes from the start."""
         self._reduction.reset()
-        super().zero_grad(set_to_none=set_to_none)
+        super().zero_grad(*args, **kwargs)
 
     def _counting_anew(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def wrapped() -> Any:
@@ -227,9 +248,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
 
         return wrapped
 
-    def _reduced_step(
-        self, local_step: Callable[[Callable[[], Any] | None], Any], closure: Callable[[], Any] | None
-    ) -> Any:
+    def _reduced_step(self, local_step: Callable[[], Any]) -> Any:
         parameters = {
             parameter: process_set
             for group, process_set in zip(self.param_groups, self._process_sets, strict=False)
@@ -237,9 +256,9 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
             if parameter.requires_grad and self._reduction.active[process_set]
         }
         if not parameters:
-            return local_step(closure)
+            return local_step()
         starts = [parameter.detach().clone() for parameter in parameters]
-        result = local_step(closure)
+        result = local_step()
         with torch.no_grad():
             try:
                 self._reduce_changes(parameters, starts)
@@ -297,8 +316,8 @@ def DistributedOptimizer(
         gradient_predivide_factor: divides before and multiplies after an average, so that the sum stays small.
         num_groups: deprecated, use `groups`.
         groups: lists of parameters whose gradients are reduced together, each list as one operation, when the last of
-            them is ready; or a number of groups, in which the parameters come in their order. Parameters of no group
-            are reduced one by one. In a group sparse gradients are made dense.
+            them is ready; or a number of groups, in which the parameters that require a gradient come in their order.
+            Parameters of no group are reduced one by one. In a group sparse gradients are made dense.
         sparse_as_dense: make sparse gradients dense before they are reduced; otherwise their entries are gathered,
             whose number grows with the ranks. Sparse gradients can be averaged or summed only; they are not compressed.
             A rank that has had no gradient of such a parameter yet cannot know that it is sparse, and the ranks do not
@@ -315,9 +334,9 @@ def DistributedOptimizer(
             need `sparse_as_dense`, or a group. All ranks have the same setting and the same order of memory; not with
             op=Adasum. It pays where gradients are many and small. The model keeps its device and dtype from here on,
             and a gradient that you keep beyond `zero_grad` is cloned: its memory is used again.
-    Raises: ValueError for bad arguments, for a process set that is not registered, or before `init`. `backward` and
-        `step` raise it once the set has been removed; with gradient_as_bucket_view also for a gradient that is sparse
-        or of another dtype or device than its bucket.
+    Raises: TypeError for what is no torch.optim.Optimizer; ValueError for other bad arguments, for a process set that
+        is not registered, or before `init`. `backward` and `step` raise it once the set has been removed; with
+        gradient_as_bucket_view also for a gradient that is sparse or of another dtype or device than its bucket.
     """
     has_groups = groups is not None or num_groups != 0
     optimizer_arguments.check(
@@ -344,7 +363,7 @@ def DistributedOptimizer(
     ranks = {parameter: reduction.ranks[each] for parameter, each in sets.items()}
     members = optimizer_arguments.gradient_groups(names, groups, num_groups, ranks)
     if isinstance(optimizer, _DistributedOptimizer):
-        optimizer._reduction.remove_hooks()
+        optimizer._forget()
         optimizer.__class__ = _class_of_user(optimizer)
     _adopt(optimizer, _DistributedAdasumOptimizer if op == Adasum else _DistributedOptimizer)
     assert isinstance(optimizer, _DistributedOptimizer)
@@ -357,7 +376,8 @@ def DistributedOptimizer(
     for parameter, each in sets.items():
         optimizer._reduce(parameter, each)
     reduction.arrange(members)
-    weakref.finalize(optimizer, reduction.remove_hooks).atexit = False
+    optimizer._forget = weakref.finalize(optimizer, reduction.remove_hooks)
+    optimizer._forget.atexit = False
     return optimizer
 
 

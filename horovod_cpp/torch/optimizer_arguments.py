@@ -1,6 +1,6 @@
 """What `DistributedOptimizer` is given: checks it, and reads names, groups and process sets of the parameters.
 
-Communicates nothing, and changes nothing. The thread of the caller.
+Communicates nothing. The thread of the caller.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import itertools
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ def check(
     has_groups: bool,
     has_views: bool,
 ) -> None:
-    """Raises ValueError for what cannot be or does not go together."""
-    if not isinstance(getattr(optimizer, "param_groups", None), list):
-        raise ValueError(f"DistributedOptimizer takes an optimizer of torch (it is a {type(optimizer).__name__})")
+    """Raises ValueError for what cannot be or does not go together, TypeError for what is no optimizer."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"DistributedOptimizer takes a torch.optim.Optimizer (it is a {type(optimizer).__name__})")
     if op not in _OPS.values():
         raise ValueError(f"op must be one of {', '.join(f'hvd.{name}' for name in _OPS)} (it is {op!r})")
     if op == Adasum and has_groups:
@@ -110,6 +111,23 @@ def set_of_group(group: Mapping[str, Any], index: int, process_set: ProcessSet) 
     return own
 
 
+def without_sets(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer without the process sets of its param groups, which belong to this job."""
+    groups = [{key: value for key, value in group.items() if key != "process_set"} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+@contextmanager
+def keeping_sets(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Param groups have their own process sets afterwards, whatever state is loaded within."""
+    own = [group.get("process_set") for group in optimizer.param_groups]
+    yield
+    for group, process_set in zip(optimizer.param_groups, own, strict=True):
+        group.pop("process_set", None)
+        if process_set is not None:
+            group["process_set"] = process_set
+
+
 # ---- groups
 
 
@@ -121,7 +139,7 @@ def gradient_groups(
 ) -> list[list[torch.Tensor]]:
     """The parameters of each group, as `groups` or the old `num_groups` ask for them. `sets`: ranks of each one's set.
 
-    A number of groups becomes more where the set changes within one.
+    A number of groups is of those that require a gradient, and becomes more where the set changes within one.
     """
     if num_groups != 0:
         warnings.warn("the parameter num_groups is deprecated; use groups", DeprecationWarning, 3)
@@ -136,7 +154,7 @@ def gradient_groups(
             )
         return [
             list(run)
-            for part in _equal_parts(list(names), groups)
+            for part in _equal_parts([parameter for parameter in names if parameter.requires_grad], groups)
             for _, run in itertools.groupby(part, key=lambda parameter: sets[parameter])
         ]
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):

@@ -5,6 +5,7 @@ The hooks run on the thread that calls `backward()`; all else on the thread that
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -30,25 +31,39 @@ OF_ANOTHER_LOSS = (
 )
 
 
+_storage_owners: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+
+def _owners(tensor: torch.Tensor) -> int:
+    """How many have the memory of `tensor`; 0, as of no tensor, where this torch cannot tell."""
+    return 0 if _storage_owners is None else _storage_owners(tensor.untyped_storage()._cdata)
+
+
+_OWNERS_OF_ONE = _owners(torch.empty(1)) or 2
+
+
 class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "bucket", "context", "group", "hook", "name", "parameter", "passes_left", "pending", "place", "process_set",
-        "reduced", "sparse_dim",
+        "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending", "place",
+        "process_set", "reduced", "rivals", "sparse_dim", "version",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
         self.parameter = parameter
+        self.is_complex = parameter.is_complex()
         self.name = name
         self.process_set = process_set
         self.passes_left = passes
+        self.rivals: list[Gradient] = []  # of the same parameter, in optimizers that are alive
         self.group: Group | None = None
         self.bucket: Bucket | None = None  # see bucket_reduction.py
         self.place = 0  # in the group or bucket
         self.pending: Pending | PendingSparse | GroupPending | None = None
         self.sparse_dim = 0  # of the last gradient that was reduced as a sparse one
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
+        self.version: int | None = None  # that it had then; None where changes mean nothing
         self.context: Any = None  # what the compressor wants back
         self.hook: torch.utils.hooks.RemovableHandle | None = None
 
@@ -109,6 +124,9 @@ class Reduction:
         self.process_set = process_set
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
+        self.frozen: dict[torch.Tensor, tuple[str, ProcessSet]] = {}  # what has never required a gradient
+        self.still: list[torch.Tensor] = []  # what is frozen by now and has no gradient in the step that is reduced
+        self.warned = False
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
         self.active: dict[ProcessSet, bool] = {}  # whether this rank is in the set, and others are
@@ -121,11 +139,25 @@ class Reduction:
         self.active[process_set] = registered_rank() in ranks and (len(ranks) > 1 or knobs.elastic())
 
     def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
-        """Reduce this parameter from now on, in a set that was taken up."""
+        """Reduce this parameter from now on, in a set that was taken up, or from when it requires a gradient."""
+        if not parameter.requires_grad:
+            self.frozen[parameter] = name, process_set
+            return
         name = claim(name, parameter, self.ranks[process_set], self.owner)
         gradient = Gradient(parameter, name, process_set, self.passes)
+        gradient.rivals = _gradients_of(parameter)
+        for rival in gradient.rivals:
+            rival.rivals.append(gradient)
         gradient.hook = _register_hook(parameter, _hook(weakref.ref(self), gradient))
         self.gradients[parameter] = gradient
+
+    def add_unfrozen(self) -> None:
+        """Reduce what requires a gradient by now."""
+        unfrozen = [parameter for parameter in self.frozen if parameter.requires_grad]
+        for parameter in unfrozen:
+            self.add(parameter, *self.frozen.pop(parameter))
+        if unfrozen:
+            self.arrange([])
 
     def arrange(self, groups: list[list[torch.Tensor]]) -> None:
         """Reduce the parameters of each group together; those that need no gradient are left out."""
@@ -144,13 +176,19 @@ class Reduction:
         for gradient in self.gradients.values():
             if gradient.hook is not None:
                 gradient.hook.remove()
+            for rival in gradient.rivals:
+                rival.rivals.remove(gradient)
+            gradient.rivals = []
 
     def on_accumulated(self, gradient: Gradient) -> None:
         """Backward has added to the gradient."""
         grad = gradient.parameter.grad
         if grad is None:
             return  # a function of the user's gave no gradient; zeros are reduced at synchronize
+        if gradient.rivals or grad.requires_grad:
+            self.require_own(gradient, grad)
         if gradient.passes_left <= 0:
+            gradient.version = None  # this is told of
             raise AssertionError(
                 "Gradients were computed more than backward_passes_per_step times before call to step(). "
                 "Increase backward_passes_per_step to accumulate gradients locally. "
@@ -160,9 +198,29 @@ class Reduction:
         if gradient.passes_left == 0:
             self.start(gradient, grad)
 
+    def require_own(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """AssertionError for a gradient that cannot be reduced in place, as others need it as it is."""
+        if any(rival.reduced is not None or rival.pending is not None for rival in gradient.rivals):
+            raise AssertionError(
+                f"two DistributedOptimizers have parameter '{gradient.name}', and both reduce its gradient, which one "
+                "of them has begun. Call DistributedOptimizer once for each parameter, or delete the former optimizer "
+                "first, with all that refers to it, such as its schedulers."
+            )
+        if grad.requires_grad:
+            raise AssertionError(
+                f"The gradient of parameter '{gradient.name}' requires a gradient itself (create_graph=True), and "
+                "cannot be reduced in place. Make what is differentiated twice with torch.autograd.grad(..., "
+                "create_graph=True), and call backward() without create_graph."
+            )
+
     def start_missing(self, gradient: Gradient) -> None:
-        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
+        """Hand over what backward has not: the gradient as it is, zeros where there is none, nothing of a frozen one.
+
+        In a group zeros stand for the gradient that a frozen parameter does not have, so that the others can go.
+        """
         parameter = gradient.parameter
+        if self.is_still(gradient) and gradient.group is None:
+            return
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
             parameter.grad = (
@@ -170,8 +228,17 @@ class Reduction:
             )
         self.start(gradient, parameter.grad)
 
+    def is_still(self, gradient: Gradient) -> bool:
+        """Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it."""
+        parameter = gradient.parameter
+        if parameter.requires_grad or parameter.grad is not None:
+            return False
+        self.still.append(parameter)
+        return True
+
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
+        made_now = gradient.passes_left == 0  # by the backward pass that runs
         gradient.passes_left = 0
         group = gradient.group
         if grad.layout is not torch.strided:
@@ -180,7 +247,18 @@ class Reduction:
                 gradient.pending = start_sparse_allreduce(grad, gradient.name, self.op, gradient.process_set, self.site)
                 return
             grad = gradient.parameter.grad = grad.to_dense()
-        compressed, gradient.context = self.compression.compress(grad)
+        if gradient.is_complex:
+            grad = gradient.parameter.grad = grad.resolve_conj()
+        sent = grad
+        if _owners(grad) != _OWNERS_OF_ONE:
+            # In place it would be reduced as often as it is the gradient of a parameter.
+            sent = grad.clone()
+            # Autograd gave one memory to several, unless something was added: that lies where the program wants it.
+            made_now = made_now and grad._version == 0
+            if made_now:
+                grad = gradient.parameter.grad = sent
+        gradient.version = grad._version if made_now else None
+        compressed, gradient.context = self.compression.compress(sent)
         if group is not None:
             gradient.reduced = grad
             group.compressed[gradient] = compressed
@@ -250,19 +328,54 @@ class Reduction:
         """Forget what is in flight; it goes on without us."""
         for gradient in self.gradients.values():
             self.reset_one(gradient)
+        self.leave_still()
+
+    def leave_still(self) -> None:
+        """Take the gradients away that stood for those of frozen parameters."""
+        for parameter in self.still:
+            parameter.grad = None
+        self.still.clear()
+
+    def warn_of_change(self, gradient: Gradient) -> None:
+        """The program has changed what is in flight. Once is enough."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"The gradient of parameter '{gradient.name}' was changed after loss.backward(), which has begun to "
+                "reduce it: nobody can tell how much of the change is in the result. Call optimizer.synchronize() "
+                "before gradients are clipped or unscaled, and optimizer.step() with optimizer.skip_synchronize().",
+                stacklevel=5,
+            )
 
     def in_progress(self) -> bool:
         """Whether a backward pass came since the last synchronize."""
         return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
 
+    def reduce_loss(self, loss: Any) -> Any:
+        """What a closure has returned, a tensor or a number, reduced as gradients are. Blocks."""
+        if not self.gradients or not self.active[self.process_set] or not isinstance(loss, (torch.Tensor, float)):
+            return loss
+        name = f"loss.{next(iter(self.gradients.values())).name}"
+        tensor = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(loss, dtype=torch.float64)
+        reduced = operations.start_allreduce(
+            tensor, False, name, self.op, 1.0, 1.0, self.process_set, self.site, caller_waits=True
+        ).wait()
+        return reduced if isinstance(loss, torch.Tensor) else reduced.item()
+
     def synchronize(self) -> None:
         for gradient in self.gradients.values():
-            if gradient.pending is None and gradient.reduced is None:
-                self.start_missing(gradient)
+            reduced = gradient.reduced
+            if reduced is None:
+                if gradient.pending is None:
+                    self.start_missing(gradient)
+            elif gradient.version is not None and reduced._version != gradient.version:
+                self.warn_of_change(gradient)
         in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
         wait_all(pending for pending in in_flight.values() if pending is not None)
         for gradient in self.gradients.values():
-            self.finish(gradient)
+            if gradient.pending is not None:
+                self.finish(gradient)
+        self.leave_still()
 
 
 class LocalGradients(Reduction):
@@ -286,7 +399,14 @@ def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[to
         if alive is not None:
             alive.on_accumulated(gradient)
 
+    setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (for _gradients_of)
     return on_accumulated
+
+
+def _gradients_of(parameter: torch.Tensor) -> list[Gradient]:
+    """The gradients whose hooks the parameter has."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    return [hook.gradient for hook in hooks.values() if isinstance(getattr(hook, "gradient", None), Gradient)]
 
 
 def _register_hook(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.utils.hooks.RemovableHandle:

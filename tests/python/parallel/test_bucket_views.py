@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import assert_same_on_all_ranks
 from test_memory_formats import Copies
-from test_optimizer import CLASSES, batch, linear_model, loss_of, mean_of_ranks, network, own_input, part, several_ranks
+from test_optimizer import CLASSES, batch, linear_model, loss_of, mean_of_ranks, own_input, part, several_ranks
 
 import horovod_cpp.torch as hvd
 from horovod_cpp.torch.bucket_reduction import BucketReduction
@@ -380,26 +380,3 @@ def test_a_process_set() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1.0 - wanted))
     hvd.barrier()
     assert hvd.remove_process_set(ends)
-
-
-def test_a_closure_that_is_called_several_times() -> None:
-    def trained(together: bool) -> list[torch.Tensor]:
-        model = network()  # LBFGS of torch takes gradients in C order alone
-        optimizer: Any = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
-        images, labels = batch(0, 4 * hvd.size(), torch.float64)
-        if together:
-            optimizer = with_views(optimizer, model)
-            images, labels = part(images), part(labels)
-
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = loss_of(model, images, labels)
-            loss.backward()
-            return loss
-
-        for _ in range(2):
-            optimizer.step(closure)
-        return [parameter.detach() for parameter in model.parameters()]
-
-    for got, wanted in zip(trained(True), trained(False), strict=True):
-        assert (got - wanted).abs().max().item() <= 1e-9

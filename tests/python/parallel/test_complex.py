@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -119,3 +120,19 @@ def test_mismatches_show_complex_numbers_as_the_user_has_them() -> None:
     single = torch.ones(4, dtype=torch.complex64 if hvd.rank() == 1 else torch.complex128)
     with pytest.raises(hvd.HorovodInternalError, match=r"complex128: rank.*; complex64: rank 1 "):
         hvd.allgather(single, name="c")
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 1}, {"gradient_as_bucket_view": True}], ids=str)
+def test_gradients_of_conjugated_parameters(options: dict[str, Any]) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64)) for _ in range(3)]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), op=hvd.Sum, **options)
+    factor = torch.tensor([[1 + 2j, 3j], [1.0, 0.0]]) * (hvd.rank() + 1)
+    uses: list[Callable[[torch.Tensor], torch.Tensor]] = [torch.Tensor.conj, lambda one: one.mH, lambda one: one]
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum((use(one) * factor).sum().real for use, one in zip(uses, parameters, strict=True)).backward()
+        alone = factor * (hvd.size() + 1) / 2 * hvd.size() / (hvd.rank() + 1)
+        optimizer.synchronize()
+        for parameter, wanted in zip(parameters, (alone, alone.t(), alone.conj()), strict=True):
+            assert torch.allclose(parameter.grad, wanted)
+            assert not parameter.grad.is_conj() or hvd.size() == 1

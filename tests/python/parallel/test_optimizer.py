@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from reference import all_inputs, assert_reduced, assert_same_on_all_ranks, reduced
 
 import horovod_cpp.torch as hvd
+from horovod_cpp.torch import reduction
 
 pytestmark = pytest.mark.usefixtures("gradients_and_bucket_views")
 
@@ -219,6 +221,58 @@ def test_a_second_synchronize_warns_once() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks()))
 
 
+def test_a_gradient_that_requires_one_is_refused() -> None:
+    several_ranks()
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters())
+    with pytest.raises(AssertionError, match=r"The gradient of parameter 'weight' requires a gradient itself"):
+        model(own_input()).square().sum().backward(create_graph=True)
+    optimizer.zero_grad()
+    # As the text says: a penalty on a gradient.
+    inputs = own_input().requires_grad_()
+    (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+    (slope * hvd.size()).sum().backward()
+    optimizer.step()
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1.0 - hvd.size()))
+
+
+@pytest.mark.parametrize("torch_counts_owners", [True, False])
+@pytest.mark.parametrize("options", [{}, {"groups": 1}, {"compression": hvd.Compression.bf16}], ids=str)
+def test_gradients_that_autograd_puts_in_one_memory(
+    options: dict[str, Any], torch_counts_owners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_counts_owners:
+        monkeypatch.setattr(reduction, "_storage_owners", None)
+    weight, change = (torch.nn.Parameter(torch.zeros(1 << 18, 3)) for _ in range(2))  # too large to be fused by copying
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([weight, change], lr=1.0), op=hvd.Sum, **options)
+    for step in range(2):
+        optimizer.zero_grad()
+        (own_input().float() @ (weight.t() + change.t())).sum().backward()
+        optimizer.step()
+        for parameter in (weight, change):
+            assert torch.equal(parameter, torch.full_like(parameter, -(step + 1) * mean_of_ranks() * hvd.size()))
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 1}], ids=str)
+def test_gradients_that_the_program_keeps_in_one_memory_stay_there(options: dict[str, Any]) -> None:
+    models = [linear_model(), linear_model()]
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([model.weight for model in models], lr=1.0),
+        op=hvd.Sum,
+        gradient_as_bucket_view=False,
+        **options,
+    )
+    flat = torch.zeros(12, dtype=torch.float64)
+    for model, part_of in zip(models, flat.chunk(2), strict=True):
+        model.weight.grad = part_of.view(2, 3)
+    for _ in range(2):
+        flat.zero_()
+        models[0](own_input()).sum().backward()  # the other's gradient is reduced, too
+        optimizer.step()
+        assert torch.equal(flat[:6], torch.full((6,), mean_of_ranks() * hvd.size(), dtype=torch.float64))
+        assert all(model.weight.grad._is_view() for model in models)
+
+
 def test_parameters_without_gradient_are_reduced_as_zeros() -> None:
     several_ranks()
     torch.manual_seed(3)
@@ -253,6 +307,43 @@ def test_gradients_can_be_turned_off_and_on() -> None:
             assert all((parameter.grad is not None) == (index == trained) for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("groups", [None, 2])
+def test_a_parameter_that_is_unfrozen_later_is_reduced_from_then_on(groups: int | None) -> None:
+    first, late = linear_model(), linear_model()
+    late.weight.requires_grad_(False)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([first.weight, late.weight], lr=1.0), backward_passes_per_step=2, groups=groups
+    )
+    for step in range(4):
+        if step == 2:
+            late.weight.requires_grad_(True)
+        optimizer.zero_grad()
+        for _ in range(2):
+            (first(own_input()) + late(own_input())).sum().backward()
+        optimizer.step()
+        assert torch.allclose(first.weight, torch.full_like(first.weight, 1 - (step + 1) * 2 * mean_of_ranks()))
+        assert torch.allclose(late.weight, torch.full_like(late.weight, 1 - max(0, step - 1) * 2 * mean_of_ranks()))
+
+
+@pytest.mark.parametrize("groups", [None, 1])
+def test_a_parameter_that_is_frozen_later_stays_where_it_is(groups: int | None) -> None:
+    first, second = linear_model(), linear_model()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([first.weight, second.weight], lr=0.5, momentum=0.5, weight_decay=0.1), groups=groups
+    )
+    for step in range(4):
+        second.weight.requires_grad_(step < 1 or step > 2)
+        before = [first.weight.clone(), second.weight.clone()]
+        optimizer.zero_grad()
+        (first(own_input()) + second(own_input())).sum().backward()
+        optimizer.step()
+        assert not torch.equal(first.weight, before[0])
+        assert torch.equal(second.weight, before[1]) == (step in (1, 2))
+        assert (second.weight.grad is None) == (step in (1, 2))
+        assert_same_on_all_ranks(first.weight)
+        assert_same_on_all_ranks(second.weight)
+
+
 def test_a_closure_sees_reduced_gradients() -> None:
     model = linear_model()
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
@@ -267,6 +358,51 @@ def test_a_closure_sees_reduced_gradients() -> None:
         loss = optimizer.step(closure)
         assert isinstance(loss, torch.Tensor)
         assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - (step + 1) * mean_of_ranks()))
+
+
+class Own(torch.optim.SGD):
+    """With signatures of its own."""
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+
+    def step(self, scale: Any, *, closure: Any = None, extra: int = 0) -> Any:
+        self.param_groups[0]["lr"] = scale
+        return super().step(closure), extra
+
+
+class WithoutClosure(torch.optim.SGD):
+    def step(self) -> Any:
+        return super().step()
+
+
+@pytest.mark.parametrize("op", [hvd.Average, hvd.Adasum])
+def test_an_optimizer_with_arguments_of_its_own(op: int) -> None:
+    model, plain = linear_model(), linear_model()
+    options = {"gradient_as_bucket_view": False} if op == hvd.Adasum else {}
+    optimizer: Any = hvd.DistributedOptimizer(Own(model.parameters(), lr=9.0), op=op, **options)
+    bare: Any = hvd.DistributedOptimizer(WithoutClosure(plain.parameters(), lr=1.0), op=op, **options)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 3, dtype=torch.float64)).sum()
+        loss.backward()
+        return loss
+
+    loss, extra = optimizer.step(0.25, closure=closure, extra=7)
+    assert (loss.item(), extra) == (6.0, 7)
+    closure()
+    assert optimizer.step(0.5) == (None, 0)
+    optimizer.zero_grad()
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - 0.75))
+    plain(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    bare.step()
+    bare.zero_grad()
+    assert torch.allclose(plain.weight, torch.zeros_like(plain.weight))
+    for method in ("step", "zero_grad"):
+        assert inspect.signature(getattr(type(optimizer), method)) == inspect.signature(
+            getattr(torch.optim.Optimizer, method)
+        )
 
 
 def test_a_scheduler_made_before_or_after_works_without_a_warning() -> None:
@@ -449,6 +585,15 @@ def test_options_of_a_second_call_replace_the_first() -> None:
     assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - mean_of_ranks() * hvd.size()))
 
 
+def test_options_of_a_second_call_let_go_of_the_first() -> None:
+    model = linear_model()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
+    former = weakref.ref(optimizer._reduction)
+    hvd.DistributedOptimizer(optimizer)
+    gc.collect()
+    assert former() is None
+
+
 def test_an_optimizer_that_is_gone_reduces_no_more() -> None:
     model = linear_model()
     hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
@@ -555,8 +700,9 @@ def test_bad_options_of_an_optimizer_that_is_one() -> None:
         with pytest.raises(ValueError, match="backward_passes_per_step must be"):
             optimizer.set_backward_passes_per_step(passes)
     assert optimizer.backward_passes_per_step == 2
-    with pytest.raises(ValueError, match=r"takes an optimizer of torch \(it is a Linear\)"):
-        hvd.DistributedOptimizer(model)
+    for thing, name in ((model, "Linear"), (list(model.parameters()), "list"), (torch.optim.SGD, "type")):
+        with pytest.raises(TypeError, match=rf"takes a torch\.optim\.Optimizer \(it is a {name}\)"):
+            hvd.DistributedOptimizer(thing)
 
 
 def test_names_have_to_be_unique_and_complete() -> None:

@@ -142,6 +142,18 @@ def test_frozen_parameters_and_an_empty_group() -> None:
     assert_same_on_all_ranks(parameters[2])
 
 
+def test_a_number_of_groups_counts_what_requires_a_gradient() -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has no groups")
+    model = network()
+    parameters = list(model.parameters())
+    for parameter in parameters[:2]:
+        parameter.requires_grad_(False)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=0.1), groups=2)
+    groups = [optimizer._reduction.gradients[parameter].group for parameter in parameters[2:]]
+    assert groups[0] is groups[1] is not groups[2] is groups[3]
+
+
 def test_num_groups_is_the_old_name() -> None:
     model = network()
     with pytest.warns(DeprecationWarning, match="num_groups"):

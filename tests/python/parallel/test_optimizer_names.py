@@ -50,6 +50,28 @@ def test_optimizers_of_one_backward_pass(named: bool, options: dict[str, Any]) -
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"groups": 1}], ids=str)
+def test_two_optimizers_of_one_parameter(options: dict[str, Any]) -> None:
+    several_ranks()
+    model = linear_model()
+    first = distributed(model, **options)
+    second = distributed(model, **options)
+    with pytest.raises(AssertionError, match=r"two DistributedOptimizers have parameter 'weight', and both reduce"):
+        model(own_input()).sum().backward()
+    first.synchronize()
+    del first
+    gc.collect()
+    second.zero_grad()
+    model(own_input()).sum().backward()
+    second.step()
+    assert torch.allclose(model.weight, torch.full_like(model.weight, 1 - 0.125 * mean_of_ranks()))
+    distributed(model)  # gone again
+    gc.collect()
+    second.zero_grad()
+    model(own_input()).sum().backward()
+    second.step()
+
+
 def test_the_first_keeps_its_names() -> None:
     several_ranks()
     first, second, third = (torch.nn.Linear(3, 2, dtype=torch.float64) for _ in range(3))

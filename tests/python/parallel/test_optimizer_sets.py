@@ -234,6 +234,21 @@ def test_a_state_is_saved_without_sets_and_loaded_beside_them(mine: hvd.ProcessS
     assert torch.allclose(middle, start - 0.02 * mean_of(mine))
 
 
+def test_a_state_is_broadcast_before_the_optimizer_is_distributed(mine: hvd.ProcessSet) -> None:
+    model = network()
+    plain = sgd(param_groups(model, process_set=mine))
+    plain.param_groups[0]["lr"] = 0.5 * (hvd.rank() + 1)
+    hvd.broadcast_optimizer_state(plain, root_rank=0)
+    assert plain.param_groups[0]["lr"] == 0.5
+    assert [group.get("process_set") for group in plain.param_groups] == [None, mine, None]
+    optimizer = hvd.DistributedOptimizer(plain, model.named_parameters())
+    middle = list(model.parameters())[3]
+    start = middle.detach().clone()
+    (middle * float(hvd.rank() + 1)).sum().backward()
+    optimizer.step()
+    assert torch.allclose(middle, start - 0.02 * mean_of(mine))
+
+
 def test_options_of_a_second_call_keep_the_sets_of_groups(mine: hvd.ProcessSet) -> None:
     model = linear_model()
     plain = torch.optim.SGD([{"params": list(model.parameters()), "process_set": mine}], lr=1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +78,32 @@ def test_clipping_of_the_reduced_gradients() -> None:
             optimizer.step()
 
     assert_trains_alike(lambda parameters: torch.optim.SGD(parameters, lr=0.5), step)
+
+
+@pytest.mark.parametrize("change", ["clip", "assign"])
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"compression": hvd.Compression.fp16}], ids=str)
+def test_a_gradient_that_is_changed_in_flight_is_told_of_once(options: dict[str, Any], change: str) -> None:
+    if hvd.size() == 1:
+        pytest.skip("one rank has nothing in flight")
+    model = network()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **options
+    )
+    for first in (True, False):
+        optimizer.zero_grad()
+        images, labels = batch(0, ROWS * hvd.size(), torch.float64)
+        loss_of(model, part(images), part(labels)).backward()
+        if change == "clip":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        else:
+            next(iter(model.parameters())).grad[0] = 0.0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert len(caught) == first
+        if first:
+            assert re.match(r"The gradient of parameter '0\.weight' was changed", str(caught[0].message))
+            assert caught[0].filename == __file__
 
 
 def test_a_schedule_of_the_learning_rate() -> None:
@@ -179,6 +207,29 @@ def test_a_checkpoint_goes_on_as_if_there_had_been_no_break() -> None:
 
     for with_break, without in zip(trained(True), trained(False), strict=True):
         assert torch.equal(with_break, without)
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+def test_a_closure_that_is_called_several_times(line_search: str | None, as_number: bool) -> None:
+    def step(model: torch.nn.Module, optimizer: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+        losses: list[float] = []
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = loss_of(model, images, labels)
+            loss.backward()
+            losses.append(loss.item())
+            return loss.item() if as_number else loss
+
+        first = torch.as_tensor(optimizer.step(closure)).item()
+        if hasattr(optimizer, "skip_synchronize"):
+            assert first == pytest.approx(sum(hvd.allgather_object(losses[0])) / hvd.size())
+
+    rate = 1.0 if line_search else 0.1
+    assert_trains_alike(
+        lambda parameters: torch.optim.LBFGS(parameters, lr=rate, max_iter=3, line_search_fn=line_search), step
+    )
 
 
 def test_a_compiled_module() -> None:
