@@ -13,6 +13,7 @@ namespace hvd {
 struct DeviceCallSettings {
   std::uint16_t process_set = 0;
   std::uint64_t call = 0;
+  std::vector<std::int64_t> devices;              ///< of each rank of the set, as all have agreed
   std::shared_ptr<const std::vector<int>> ranks;  ///< of the set: global ranks, ascending
   Priority priority = 0;
   int device = 0;

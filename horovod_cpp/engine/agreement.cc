@@ -25,6 +25,7 @@ std::vector<Said> requests_by_rank(const ReadinessTable::Pending& pending, const
     const OpRule& rule = *find_op_rule(known.agreed.key.op);
     for (const int set_rank : set_ranks) {
       requests.push_back({set_rank, rule.recall(known.agreed, known.entry, set_rank)});
+      requests.back().request.device = device_of(known.entry, set_rank);
     }
   }
   std::sort(requests.begin(), requests.end(), [](const Said& a, const Said& b) { return a.set_rank < b.set_rank; });
@@ -84,7 +85,7 @@ Response error_response(const OperationKey& key, StatusCode code, std::string te
   response.kind = Response::Kind::kError;
   response.op = key.op;
   response.process_set = key.process_set;
-  response.entries.push_back({key.name, {}, {}, 0, {}});
+  response.entries.emplace_back().name = key.name;
   response.error_code = code;
   response.error = std::move(text);
   return response;
@@ -116,6 +117,10 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
     // What is remembered, and compared with later requests, is the order that the call takes.
     agreement.agreed.order = entry.order;
     agreement.agreed.more = entry.more;
+    if (agreement.agreed.memory != MemoryKind::kHost) {
+      entry.devices.assign(static_cast<std::size_t>(pending.membership->size()), -1);
+      for (const Said& said : requests) entry.devices[static_cast<std::size_t>(said.set_rank)] = said.request.device;
+    }
   }
   const Request& agreed = agreement.agreed;
   response.op = key.op;

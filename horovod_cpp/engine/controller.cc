@@ -187,17 +187,17 @@ bool Controller::complete_entry(const Response& response, ResponseEntry& entry, 
 bool Controller::is_sound(const Response& response, const ResponseEntry& entry) const {
   const bool of_ranks = response.op == OpKind::kProcessSetAdd || response.op == OpKind::kProcessSetRemove;
   if (response.kind != Response::Kind::kExecute || of_ranks) return true;
-  bool sound = response.memory <= MemoryKind::kDeviceCaptured;
+  const MembershipRef membership = sets_.find(response.process_set);
+  const std::size_t ranks = membership ? membership->ranks.size() : 0;
+  const bool on_devices = response.memory != MemoryKind::kHost;
+  bool sound = response.memory <= MemoryKind::kDeviceCaptured && entry.devices.size() == (on_devices ? ranks : 0);
   bool has_scalar = false;
   for_each_tensor(response, entry, [&](DataType dtype, const Shape& shape) {
     if (!attributes::check_tensor(dtype, shape).ok()) sound = false;
     if (shape.empty()) has_scalar = true;
   });
   if (response.op != OpKind::kAllgather) return sound;
-  const MembershipRef membership = sets_.find(response.process_set);
-  const std::size_t tensors = 1 + entry.more.size();
-  return sound && !has_scalar && membership &&
-         entry.first_dims.size() == tensors * static_cast<std::size_t>(membership->size());
+  return sound && !has_scalar && membership && entry.first_dims.size() == (1 + entry.more.size()) * ranks;
 }
 
 // Whether the response names something, a process set that is to go is there, and a new one has an id of its own and

@@ -88,6 +88,7 @@ void Coordinator::take_request(int rank, Request request, TimePoint now, Outbox&
     send_to({rank}, error_response(key, failure.code(), failure.text()), out);
     return;
   }
+  if (request.device >= 0) last_devices_[rank] = request.device;
   readiness_.add_full(membership, *index, std::move(request), now);
   if (is_on(settings_.timeline)) settings_.timeline->rank_ready(key, rank);
   if (key.op == OpKind::kJoin) joining_.insert(rank);
@@ -170,6 +171,7 @@ void Coordinator::settle(const OperationKey& key, TimePoint now) {
       agree(key, pending, cache_, [this](int rank, std::uint32_t site) { return call_site_text(rank, site); });
   if (agreement.response.kind == Response::Kind::kExecute) {
     settle_process_set(agreement.response, agreement.agreed);
+    choose_devices_of_joined(agreement.response);
     remember(agreement);
   }
   if (key.op == OpKind::kJoin) {
@@ -178,6 +180,21 @@ void Coordinator::settle(const OperationKey& key, TimePoint now) {
   }
   ready_.push_back({std::move(agreement.response), now + settings_.company_time});
   note_answer(pending);
+}
+
+// Where a rank that has joined would have the tensors: as before, so that the call takes what is there for it.
+void Coordinator::choose_devices_of_joined(Response& response) const {
+  if (response.kind != Response::Kind::kExecute || response.entries.front().devices.empty() || joined_.empty()) return;
+  ResponseEntry& entry = response.entries.front();
+  const MembershipRef membership = sets_.find(response.process_set);
+  const ResponseCache::Entry* before = cache_.find({response.process_set, response.op, entry.name});
+  for (int index = 0; index < membership->size(); ++index) {
+    std::int64_t& device = entry.devices[static_cast<std::size_t>(index)];
+    if (device >= 0) continue;
+    if (before != nullptr) device = device_of(before->entry, index);
+    const auto last = last_devices_.find(membership->ranks[static_cast<std::size_t>(index)]);
+    if (device < 0 && last != last_devices_.end()) device = last->second;
+  }
 }
 
 // The last one that became ready.

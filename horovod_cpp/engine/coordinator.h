@@ -80,6 +80,7 @@ class Coordinator {
   std::vector<int> joined_missing(const ReadinessTable::Pending& pending) const;
   void take_joins(TimePoint now);
   void settle_process_set(Response& response, const Request& agreed);
+  void choose_devices_of_joined(Response& response) const;
   void remember(Agreement& agreement);
   void make_room(Outbox& out);
   void take_standing_uses(int rank, RequestsMessage& message, TimePoint now, Outbox& out);
@@ -110,7 +111,8 @@ class Coordinator {
   std::set<int> joining_;                   // ranks that want to join, and from which such requests may yet come
   std::set<int> joined_;                    // ranks that have no more data; until all have joined
   int last_joined_ = -1;
-  std::vector<Standing> standing_;  // all that have ever been let stand: number n at n - 1
+  std::map<int, std::int32_t> last_devices_;  // by rank; none of those that never had a tensor on one
+  std::vector<Standing> standing_;            // all that have ever been let stand: number n at n - 1
   int in_flight_ = 0;
   bool ended_ = false;
 };

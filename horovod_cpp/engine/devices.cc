@@ -43,6 +43,7 @@ Status Devices::receive(TensorEntry& entry) {
   }
   Result<bool> captured = engine.runtime().is_capturing(entry.device, entry.producer);
   if (!captured) return captured.status();
+  entry.request.device = entry.device;
   entry.request.memory = captured.value() ? MemoryKind::kDeviceCaptured : MemoryKind::kDevice;
   if (entry.caller_waits) {
     entry.ready = DeviceEvents::place(entry.device, entry.producer, captured.value());
@@ -72,28 +73,26 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
   settings.process_set = response.process_set;
   settings.call = response.call;
   settings.ranks = {membership, &membership->ranks};
+  settings.devices = response.entries.front().devices;
   settings.priority = priority;
   settings.captured = response.memory == MemoryKind::kDeviceCaptured;
-  settings.device = -1;
+  settings.device = entries.front().device;
   const bool staged = is_staged(response);
   const DeviceMarkRef& first = entries.front().ready;
   settings.on_producer = !staged && entries.size() == 1 && first && first->event == nullptr;
   if (settings.on_producer) settings.producer = first->stream;
   for (const TensorEntry& entry : entries) {
     if (!entry.ready) continue;  // stands in for a tensor of a rank that has joined
-    if (settings.device >= 0 && entry.device != settings.device) {
-      return Status::invalid_argument(
+    if (entry.device != settings.device) {
+      return Status::internal(
           fmt::format("tensors of one call lie on devices {} and {}", settings.device, entry.device));
     }
-    settings.device = entry.device;
     if (settings.on_producer) continue;
     Result<DeviceMarkRef> mark = here.value()->engine.events().recorded(entry.ready);
     if (!mark) return mark.status();
     add_mark(settings.ready, mark.value());
   }
-  // What stands in for tensors lies where the set communicates from, or where the join says.
-  if (settings.device < 0) settings.device = here.value()->nccl.device_of(response.process_set);
-  if (settings.device < 0) settings.device = entries.front().device;
+  // Of a rank that has joined, never had a tensor on a device, and did not say where to put what stands in.
   if (settings.device < 0) settings.device = last_device_;
   last_device_ = settings.device;
   if (!staged) return here.value()->nccl.begin_call(std::move(settings));

@@ -140,7 +140,10 @@ std::optional<TensorEntry> Executor::stand_in(const Response& response, const Re
   made.request.order = entry.order;
   made.request.more = entry.more;
   made.request.memory = response.memory;
-  made.device = queue_.join_device();
+  const MembershipRef membership = sets_.find(response.process_set);
+  const std::optional<int> index = membership ? membership->index_of(fabric_.rank()) : std::nullopt;
+  const int agreed = index ? device_of(entry, *index) : -1;
+  made.device = agreed >= 0 ? agreed : queue_.join_device();
   made.more.resize(entry.more.size());
   return made;
 }

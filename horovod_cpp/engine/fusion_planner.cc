@@ -53,7 +53,7 @@ std::vector<std::vector<std::size_t>> share(const std::vector<Candidate<Class>>&
 auto fusion_class(const Response& response, const FusionLimits& limits) {
   const bool small = entry_bytes(response, response.entries.front()) <= limits.small_limit_bytes;
   return std::make_tuple(response.op, response.process_set, response.dtype, response.reduce_op, response.prescale,
-                         response.postscale, response.memory, small);
+                         response.postscale, response.memory, response.entries.front().devices, small);
 }
 
 }  // namespace

@@ -78,6 +78,7 @@ void put(WireWriter& out, const Request& request) {
   out.varint(request.order);
   put(out, request.more);
   out.fixed(request.memory);
+  out.fixed(request.device);
   out.varint(request.region);
   out.varint(request.offset);
   out.varint(request.call_site);
@@ -95,6 +96,7 @@ Request get_request(WireReader& in) {
   request.order = in.varint();
   request.more = get_tensors(in);
   request.memory = in.fixed<MemoryKind>();
+  request.device = in.fixed<std::int32_t>();
   request.region = in.number<std::uint32_t>();
   request.offset = in.varint();
   request.call_site = in.number<std::uint32_t>();
@@ -110,6 +112,7 @@ void put(WireWriter& out, const ResponseEntry& entry, bool as_cache_id) {
   out.integers(entry.first_dims);
   put(out, entry.more);
   out.varint(entry.order);
+  out.integers(entry.devices);
 }
 
 ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
@@ -124,6 +127,7 @@ ResponseEntry get_entry(WireReader& in, bool& as_cache_id) {
   entry.first_dims = in.integers();
   entry.more = get_tensors(in);
   entry.order = in.varint();
+  entry.devices = in.integers();
   return entry;
 }
 

@@ -68,6 +68,7 @@ struct Request {
   std::vector<std::int64_t> splits;  ///< alltoall: rows for each rank of the set; stays on its own rank, like:
   bool has_splits = false;           ///< otherwise equal shares
   MemoryKind memory = MemoryKind::kHost;
+  std::int32_t device = -1;     ///< of this rank, where the tensors lie on one
   std::uint32_t region = 0;     ///< memory that peers can name; 0: private memory
   std::uint64_t offset = 0;     ///< within the region
   std::uint32_t call_site = 0;  ///< interned "file:line"; 0: not known
@@ -96,6 +97,9 @@ struct ResponseEntry {
   std::vector<TensorType> more;  ///< a group: the tensors after the first, as `shape`
   MemoryOrder order = kCOrder;   ///< in which the call takes the tensor: that of all ranks, C order where they differ
   bool is_complex = false;       ///< as in Request
+  /// Of each rank of the set, where the tensors lie in device memory; otherwise none. -1: of a rank that has joined and
+  /// never had one.
+  std::vector<std::int64_t> devices = {};
 };
 
 struct Response {
@@ -149,6 +153,10 @@ void for_each_tensor(const Response& response, const ResponseEntry& entry, Visit
 template <typename Tensors>
 MemoryOrder order_of(const Tensors& tensors, std::size_t index) {
   return index == 0 ? tensors.order : tensors.more[index - 1].order;
+}
+/// Where rank `index` of the set has the tensors of an entry; -1: in host memory, or not known.
+inline std::int32_t device_of(const ResponseEntry& entry, int index) {
+  return entry.devices.empty() ? -1 : static_cast<std::int32_t>(entry.devices[static_cast<std::size_t>(index)]);
 }
 /// A copy of one of the tensors of a request.
 TensorType type_of(const Request& request, std::size_t index);

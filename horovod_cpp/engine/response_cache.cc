@@ -24,6 +24,7 @@ std::optional<CacheId> ResponseCache::id_for(const Request& request, int index) 
   if (known == nullptr) return std::nullopt;
   const OpRule& rule = *find_op_rule(request.key.op);
   if (!rule.repeats(request, known->agreed, known->entry, index)) return std::nullopt;
+  if (request.device != device_of(known->entry, index)) return std::nullopt;
   return known->id;
 }
 

@@ -41,24 +41,39 @@ NcclBackend::NcclBackend(Loop& loop, DeviceEngine& devices, Result<const nccl::A
 // was done. So there is nothing to flush, and to abort is to free.
 NcclBackend::~NcclBackend() {
   devices_.set_watch(nullptr);
-  for (auto& [set, communicator] : communicators_) abort(*communicator);
+  for (auto& [key, communicator] : communicators_) abort(*communicator);
   for (const CommunicatorRef& communicator : retired_) abort(*communicator);
 }
 
 std::unique_ptr<Backend> NcclBackend::begin_call(DeviceCallSettings settings) {
-  CommunicatorRef communicator = of_set(settings.process_set);
+  CommunicatorRef communicator = communicator_of(settings);
   return std::make_unique<NcclCall>(*this, std::move(communicator), std::move(settings));
 }
 
-int NcclBackend::device_of(std::uint16_t process_set) const {
-  const auto found = communicators_.find(process_set);
-  return found == communicators_.end() ? -1 : found->second->device;
+const NcclBackend::CommunicatorRef& NcclBackend::communicator_of(const DeviceCallSettings& settings) {
+  CommunicatorRef& communicator = communicators_[{settings.process_set, settings.devices}];
+  if (communicator) return communicator;
+  communicator = std::make_shared<Communicator>();
+  communicator->number = next_number_++;
+  communicator->process_set = settings.process_set;
+  if (const auto failed = failed_.find(settings.process_set); failed != failed_.end()) {
+    communicator->failed = failed->second;
+  }
+  return communicator;
 }
 
-const NcclBackend::CommunicatorRef& NcclBackend::of_set(std::uint16_t process_set) {
-  CommunicatorRef& communicator = communicators_[process_set];
-  if (!communicator) communicator = std::make_shared<Communicator>();
-  return communicator;
+std::vector<NcclBackend::CommunicatorRef> NcclBackend::of_set(std::uint16_t process_set) const {
+  std::vector<CommunicatorRef> found;
+  for (auto one = communicators_.lower_bound({process_set, {}});
+       one != communicators_.end() && one->first.first == process_set; ++one) {
+    found.push_back(one->second);
+  }
+  return found;
+}
+
+bool NcclBackend::has_several() const {
+  return std::count_if(communicators_.begin(), communicators_.end(),
+                       [](const auto& one) { return one.second->comm != nullptr; }) > 1;
 }
 
 void NcclBackend::abort(Communicator& communicator) {
@@ -74,10 +89,13 @@ void NcclBackend::fail(Communicator& communicator, const Status& reason) {
   abort(communicator);
 }
 
-void NcclBackend::fail_set(std::uint16_t process_set, const Status& reason) { fail(*of_set(process_set), reason); }
+void NcclBackend::fail_set(std::uint16_t process_set, const Status& reason) {
+  failed_.try_emplace(process_set, reason);
+  for (const CommunicatorRef& communicator : of_set(process_set)) fail(*communicator, reason);
+}
 
 void NcclBackend::fail_all(const Status& reason) {
-  for (auto& [set, communicator] : communicators_) fail(*communicator, reason);
+  for (const auto& [key, communicator] : communicators_) fail_set(key.first, reason);
 }
 
 void NcclBackend::fail_rank(int rank, const Status& reason) {
@@ -88,25 +106,22 @@ void NcclBackend::fail_rank(int rank, const Status& reason) {
 }
 
 void NcclBackend::fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason) {
-  const auto found = communicators_.find(process_set);
-  if (found == communicators_.end()) return;
-  const std::deque<std::uint64_t>& recent = found->second->recent;
-  if (std::find(recent.begin(), recent.end(), call) != recent.end()) fail(*found->second, reason);
+  for (const CommunicatorRef& communicator : of_set(process_set)) {
+    const std::deque<std::uint64_t>& recent = communicator->recent;
+    if (std::find(recent.begin(), recent.end(), call) == recent.end()) continue;
+    fail_set(process_set, reason);
+    return;
+  }
 }
 
 std::vector<std::pair<std::uint16_t, Status>> NcclBackend::failed_sets() const {
-  std::vector<std::pair<std::uint16_t, Status>> failed;
-  for (const auto& [set, communicator] : communicators_) {
-    if (!communicator->failed.ok()) failed.emplace_back(set, communicator->failed);
-  }
-  return failed;
+  return {failed_.begin(), failed_.end()};
 }
 
 void NcclBackend::forget_set(std::uint16_t process_set) {
-  const auto found = communicators_.find(process_set);
-  if (found == communicators_.end()) return;
-  retired_.push_back(std::move(found->second));
-  communicators_.erase(found);
+  for (CommunicatorRef& communicator : of_set(process_set)) retired_.push_back(std::move(communicator));
+  std::erase_if(communicators_, [process_set](const auto& one) { return one.first.first == process_set; });
+  failed_.erase(process_set);
   end_retired();
 }
 
@@ -150,12 +165,6 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   if (!api_) co_return api_.status();
   const std::uint16_t set = settings.process_set;
   if (!communicator.failed.ok()) co_return communicator.failed;
-  if (communicator.comm != nullptr && communicator.device != settings.device) {
-    co_return Status::invalid_argument(fmt::format(
-        "process set {} communicates from device {} of this rank, and a tensor lies on device {}: one device "
-        "a rank and process set; use another process set for the other device",
-        set, communicator.device, settings.device));
-  }
   if (communicator.comm != nullptr) co_return Status();
   if (settings.captured) {
     co_return Status::precondition(
@@ -297,7 +306,7 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& commu
                       std::chrono::duration_cast<std::chrono::seconds>(settings_.start_timeout).count()));
     }
     if (!status.ok()) {
-      fail(communicator, status);
+      fail_set(communicator.process_set, status);
       co_return status;
     }
     co_await Sleep(loop_, nap, settings.priority);
@@ -324,13 +333,13 @@ void NcclBackend::watch() {
     fail(*communicator, status);
   }
   end_retired();
-  for (auto& [set, communicator] : communicators_) {
+  for (const auto& [key, communicator] : communicators_) {
     const Status status = look_at(*communicator);
     if (status.ok()) continue;
     const std::uint64_t call = communicator->pending.front().first;
-    log::error("process set {}: {}", set, status.text());
-    fail(*communicator, status);
-    failed_late_(set, call, status);
+    log::error("process set {}: {}", communicator->process_set, status.text());
+    fail_set(communicator->process_set, status);
+    failed_late_(communicator->process_set, call, status);
   }
 }
 

@@ -1,6 +1,6 @@
-// NCCL for one rank: a communicator for each process set, made at its first call, watched while work is pending, and
-// aborted when a member is lost. What goes wrong once ends the set's calls on device memory for good; its calls on host
-// memory go on.
+// NCCL for one rank: a communicator for each process set and the devices that its ranks use together, made at its first
+// call, watched while work is pending, and aborted when a member is lost. What goes wrong once ends the set's calls on
+// device memory for good; its calls on host memory go on.
 // Runs under the Turn.
 #pragma once
 
@@ -44,7 +44,7 @@ class NcclBackend {
 
   std::unique_ptr<Backend> begin_call(DeviceCallSettings settings);
 
-  /// The set's communicator ends, whatever it is doing, and each later call with `reason`.
+  /// The set's communicators end, whatever they are doing, and each later call with `reason`.
   void fail_set(std::uint16_t process_set, const Status& reason);
   void fail_all(const Status& reason);
   /// A rank is lost: what sets that are no more have in line with it ends, too, as others' work is behind it.
@@ -55,8 +55,6 @@ class NcclBackend {
   std::vector<std::pair<std::uint16_t, Status>> failed_sets() const;
   /// The set is no more. What its calls have put in line comes to its end.
   void forget_set(std::uint16_t process_set);
-  /// The device of this rank that a set communicates from; -1 where there is none yet.
-  int device_of(std::uint16_t process_set) const;
   /// Any thread.
   const Statistics& statistics() const { return statistics_; }
 
@@ -64,6 +62,8 @@ class NcclBackend {
   friend class NcclCall;
 
   struct Communicator {
+    std::uint64_t number = 0;  // of this rank's
+    std::uint16_t process_set = 0;
     nccl::Comm comm = nullptr;
     int device = -1;
     std::shared_ptr<const std::vector<int>> ranks;  // global, ascending
@@ -78,11 +78,14 @@ class NcclBackend {
   using CommunicatorRef = std::shared_ptr<Communicator>;
   /// On one device, while the rank has several communicators.
   struct LastLaunch {
-    std::uint16_t process_set = 0;
+    std::uint64_t communicator = 0;  // its number
     DeviceMarkRef mark;
   };
 
-  const CommunicatorRef& of_set(std::uint16_t process_set);
+  using Key = std::pair<std::uint16_t, std::vector<std::int64_t>>;  // process set, devices by rank
+  const CommunicatorRef& communicator_of(const DeviceCallSettings& settings);
+  std::vector<CommunicatorRef> of_set(std::uint16_t process_set) const;
+  bool has_several() const;
   void abort(Communicator& communicator);
   void fail(Communicator& communicator, const Status& reason);
   void end_retired();
@@ -111,8 +114,10 @@ class NcclBackend {
   Statistics statistics_;
   bool registration_reported_ = false;  // one line in the log is enough
   std::unique_ptr<NcclReaper> reaper_;
-  std::map<std::uint16_t, CommunicatorRef> communicators_;
-  std::vector<CommunicatorRef> retired_;  // of sets that are no more
+  std::map<Key, CommunicatorRef> communicators_;
+  std::uint64_t next_number_ = 0;
+  std::map<std::uint16_t, Status> failed_;  // process sets
+  std::vector<CommunicatorRef> retired_;    // of sets that are no more
   std::map<int, LastLaunch> last_launches_;
 };
 

@@ -62,7 +62,7 @@ Status NcclCall::follow_other_communicators() {
   const NcclBackend::LastLaunch& last = backend_.last_launch(settings_.device);
   if (!last.mark) {  // so far there was one communicator, and no need to mark what it did
     before = backend_.devices_.in_line(settings_.device);
-  } else if (last.process_set != settings_.process_set) {
+  } else if (last.communicator != communicator_->number) {
     before.push_back(last.mark);
   }
   for (const DeviceMarkRef& mark : before) {
@@ -81,7 +81,7 @@ Result<DeviceMarkRef> NcclCall::mark_end() {
     mark = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
   }
   if (mark && has_company() && !settings_.captured) {
-    backend_.last_launch(settings_.device) = {settings_.process_set, mark.value()};
+    backend_.last_launch(settings_.device) = {communicator_->number, mark.value()};
   }
   return mark;
 }

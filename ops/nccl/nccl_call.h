@@ -30,7 +30,7 @@ class NcclCall final : public Backend {
   DeviceRuntime& runtime() { return backend_.devices_.runtime(); }
   const nccl::Api& api() const { return backend_.api(); }
   nccl::Comm comm() const { return communicator_->comm; }
-  bool has_company() const { return communicator_->comm != nullptr && backend_.communicators_.size() > 1; }
+  bool has_company() const { return communicator_->comm != nullptr && backend_.has_several(); }
   Status follow_other_communicators();
   Result<DeviceMarkRef> mark_end();
   Result<std::shared_ptr<DeviceBlock>> lease(std::size_t bytes);

@@ -21,7 +21,7 @@
 namespace hvd {
 namespace {
 
-constexpr std::string_view kWireVersion = "2";
+constexpr std::string_view kWireVersion = "3";
 
 using Blobs = std::vector<std::vector<std::byte>>;
 

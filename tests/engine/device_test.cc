@@ -19,6 +19,7 @@
 
 #include "tests/support/fake_device.h"
 #include "tests/support/fake_nccl.h"
+#include "tests/support/manual_clock.h"
 #include "tests/support/rank_threads.h"
 
 namespace hvd::testing {
@@ -51,8 +52,8 @@ class FakeSource final : public DeviceSource {
 // What a framework has: tensors in device memory, made by kernels on a stream.
 class DeviceRank {
  public:
-  DeviceRank(InprocNetwork& network, int rank, TestRank::Settings settings, std::uint64_t seed)
-      : device(FakeDevice::Settings{seed + static_cast<std::uint64_t>(rank), 1}), source(device) {
+  DeviceRank(InprocNetwork& network, int rank, TestRank::Settings settings, std::uint64_t seed, int devices)
+      : device(FakeDevice::Settings{seed + static_cast<std::uint64_t>(rank), devices}), source(device) {
     settings.devices = &source;
     hvd = std::make_unique<TestRank>(network, rank, std::move(settings));
     stream = device.create_stream(0).value();
@@ -114,6 +115,10 @@ class DeviceRank {
   /// What a kernel on the stream reads there.
   template <typename T>
   std::vector<T> consume(const void* place, std::size_t count) {
+    return consume<T>(place, count, stream);
+  }
+  template <typename T>
+  std::vector<T> consume(const void* place, std::size_t count, DeviceStream on) {
     const auto values = std::make_shared<std::vector<T>>(count);
     const auto seen = std::make_shared<std::atomic<bool>>(false);
     FakeWork work{.name = "consumer", .reads = {{static_cast<const std::byte*>(place), count * sizeof(T)}}};
@@ -121,7 +126,7 @@ class DeviceRank {
       if (!values->empty()) std::memcpy(values->data(), place, values->size() * sizeof(T));
     };
     work.finish = [seen] { seen->store(true); };
-    const Status launched = device.launch(stream, std::move(work));
+    const Status launched = device.launch(on, std::move(work));
     EXPECT_TRUE(launched.ok()) << launched.text();
     const auto end = std::chrono::steady_clock::now() + 60s;
     while (!seen->load() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(50us);
@@ -163,11 +168,11 @@ class DeviceRank {
 
 class DeviceJob {
  public:
-  explicit DeviceJob(int size, const TestRank::Settings& settings = {}, FakeNccl::Settings nccl = {})
+  explicit DeviceJob(int size, const TestRank::Settings& settings = {}, FakeNccl::Settings nccl = {}, int devices = 1)
       : nccl_(as_in_life(nccl)), network_(size) {
     const std::uint64_t seed = seed_of_this_run();
     for (int rank = 0; rank < size; ++rank) {
-      ranks_.push_back(std::make_unique<DeviceRank>(network_, rank, settings, seed));
+      ranks_.push_back(std::make_unique<DeviceRank>(network_, rank, settings, seed, devices));
     }
   }
   ~DeviceJob() {
@@ -473,6 +478,62 @@ TEST_P(OnDevices, MemoryIsKeptUntilTheDeviceIsDoneWithIt) {
   job.shut_down();
 }
 
+// A rank has parts of its model on each of its devices; which one has what differs between ranks.
+TEST_P(OnDevices, ARankMayHaveTensorsOnSeveralDevices) {
+  DeviceJob job(3, settings(), {}, /*devices=*/2);
+  job.run([](DeviceRank& rank) {
+    const DeviceStream other = rank.device.create_stream(1).value();
+    const auto tensor = [&](int round, int i) {
+      const int device = (i + (rank.rank() == 1 && round > 0 ? 1 : 0)) % 2;
+      auto* const place = reinterpret_cast<float*>(rank.make(20));
+      const Status made = rank.device.launch(
+          device == 0 ? rank.stream : other,
+          {.name = "producer", .writes = {{place, 20}}, .run = [=] { std::fill_n(place, 5, static_cast<float>(i)); }});
+      EXPECT_TRUE(made.ok()) << made.text();
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, fmt::format("x{}", i), DataType::kFloat32, {5}, place, place);
+      entry.device = device;
+      entry.producer = device == 0 ? rank.stream : other;
+      return entry;
+    };
+    for (int round = 0; round < 3; ++round) {
+      std::vector<TensorEntry> entries;
+      std::vector<Result<HandleRef>> handles;
+      std::vector<std::byte*> places;
+      for (int i = 0; i < 20; ++i) entries.push_back(tensor(round, i));
+      std::vector<DeviceStream> streams;
+      for (TensorEntry& entry : entries) {
+        streams.push_back(entry.producer);
+        places.push_back(entry.output);
+        handles.push_back(rank.hvd->enqueue(std::move(entry)));
+      }
+      for (std::size_t i = 0; i < handles.size(); ++i) {
+        const Status status = rank.hvd->wait(handles[i]);
+        ASSERT_TRUE(status.ok()) << status.text();
+        const DeviceMarkRef& mark = handles[i].value()->output().launched;
+        ASSERT_TRUE(rank.hvd->runtime().let_stream_wait(mark, streams[i]).ok());
+        EXPECT_EQ(rank.consume<float>(places[i], 5, streams[i]), std::vector<float>(5, 3.0f * static_cast<float>(i)));
+      }
+    }
+    if (rank.rank() != 2) {  // the other has no more data; what stands in lies where its tensors were
+      TensorEntry entry = tensor(2, 3);
+      std::byte* const place = entry.output;
+      const DeviceStream stream = entry.producer;
+      const Result<HandleRef> handle = rank.hvd->enqueue(std::move(entry));
+      ASSERT_TRUE(rank.hvd->wait(handle).ok());
+      ASSERT_TRUE(rank.hvd->runtime().let_stream_wait(handle.value()->output().launched, stream).ok());
+      EXPECT_EQ(rank.consume<float>(place, 5, stream), std::vector<float>(5, 6.0f));
+    }
+    TensorEntry join = make_entry(OpKind::kJoin, std::string(kJoinName), DataType::kUint8, {}, nullptr, nullptr);
+    EXPECT_TRUE(rank.hvd->wait(rank.hvd->enqueue(std::move(join))).ok());
+    rank.device.destroy_stream(1, other);
+  });
+  // Of devices 0 and of devices 1 on all ranks; and once rank 1 has changed them, of two mixtures.
+  const bool staged = std::string_view(GetParam()) == "host";
+  EXPECT_EQ(job.nccl().alive_communicators(), staged ? 0u : 4u * 3u);
+  EXPECT_EQ(job.nccl().concurrent_calls(), 0u);
+  job.shut_down();
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, OnDevices, ::testing::Values("nccl", "nccl_unregistered", "host"),
                          [](const auto& one) { return std::string(one.param); });
 
@@ -566,6 +627,32 @@ TEST(DeviceFaults, AnErrorWhileACallIsInFlightEndsTheSetsLaterCallsOnAllRanks) {
     }
     EXPECT_NE(status.text().find("socket to rank 2 broke (network interface: "), std::string::npos) << status.text();
     expect_host_works(rank, "y");
+  });
+  job.shut_down();
+}
+
+TEST(DeviceFaults, AFailureOnOneDeviceEndsTheSetsCallsOnAllDevices) {
+  DeviceJob job(2, {}, {}, /*devices=*/2);
+  job.run([&](DeviceRank& rank) {
+    const DeviceStream other = rank.device.create_stream(1).value();
+    ASSERT_TRUE(allreduce_once(rank, "first").ok());
+    const auto on_other = [&](const std::string& name) {
+      auto* const place = reinterpret_cast<float*>(rank.make(12));
+      TensorEntry entry = rank.entry(OpKind::kAllreduce, name, DataType::kFloat32, {3}, place, place);
+      entry.device = 1;
+      entry.producer = other;
+      return rank.hvd->wait(rank.hvd->enqueue(std::move(entry)));
+    };
+    job.nccl().inject({.kind = FakeNcclFault::Kind::kAsyncError, .group = 1, .rank = 1, .text = "a socket broke"});
+    Status status = on_other("second");
+    const auto end = std::chrono::steady_clock::now() + 30s;
+    for (int i = 0; status.ok() && std::chrono::steady_clock::now() < end; ++i) {
+      status = allreduce_once(rank, fmt::format("x{}", i));
+    }
+    EXPECT_NE(status.text().find("a socket broke"), std::string::npos) << status.text();
+    EXPECT_NE(on_other("third").text().find("a socket broke"), std::string::npos);
+    expect_host_works(rank, "y");
+    rank.device.destroy_stream(1, other);
   });
   job.shut_down();
 }
@@ -1256,31 +1343,32 @@ TEST(DeviceGraphs, AnOutputThatIsDroppedUnderCaptureIsUsedAgainAfterIt) {
 
 // Most programs have their work on the default stream, which is closed while a stream that waits for it is captured.
 TEST(DeviceGraphs, TheDefaultStreamIsLeftAloneDuringACapture) {
-  DeviceJob job(2);
-  job.run([](DeviceRank& rank) {
-    ASSERT_TRUE(allreduce_once(rank, "warm").ok());
-    auto owner = std::make_shared<int>(1);
-    const std::weak_ptr<int> watch = owner;
-    auto* const place = reinterpret_cast<float*>(rank.make(12));
-    ASSERT_TRUE(
-        rank.device
-            .launch(nullptr,
-                    {.name = "producer", .writes = {{place, 12}}, .run = [place] { std::fill_n(place, 3, 1.0f); }})
-            .ok());
-    TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {3}, place, place);
-    entry.producer = nullptr;
-    entry.caller_waits = true;
-    entry.keep_alive = std::move(owner);
-    const Result<HandleRef> handle = rank.hvd->enqueue(std::move(entry));
-    ASSERT_TRUE(rank.hvd->wait(handle).ok());
-    ASSERT_TRUE(rank.device.begin_capture(rank.stream, /*blocking=*/true).ok());
-    std::this_thread::sleep_for(20ms);  // some looks of the engine at the device
-    EXPECT_TRUE(rank.device.end_capture(rank.stream).ok());
-    const auto end = std::chrono::steady_clock::now() + 30s;
-    while (!watch.expired() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(1ms);
-    EXPECT_TRUE(watch.expired()) << "it is done, and still held";
-  });
-  job.shut_down();
+  FakeDevice device;
+  ManualClock clock;
+  Loop loop(clock);
+  const DeviceStream stream = device.create_stream(0).value();
+  {
+    DeviceEngine engine(loop, device);
+    const std::weak_ptr<void> kept = engine.keep(DeviceEvents::place(0, nullptr, /*captured=*/false), nullptr);
+    ASSERT_TRUE(device.begin_capture(stream, /*blocking=*/true).ok());
+    engine.look();  // the fake finds an event that is recorded now
+    EXPECT_FALSE(kept.expired());
+    Result<std::shared_ptr<DeviceBlock>> block = engine.memory().lease(0, 16, stream);
+    ASSERT_TRUE(block.ok());
+    block.value()->add_consumer(nullptr);
+    block = Status::internal("dropped");
+    EXPECT_EQ(device.counts().synchronising_calls, 0u);
+    EXPECT_TRUE(device.end_capture(stream).ok());
+    engine.look();
+    device.run_until_idle();
+    engine.look();
+    EXPECT_TRUE(kept.expired());
+    const std::size_t allocations = device.counts().allocations;
+    EXPECT_TRUE(engine.memory().lease(0, 16, stream).ok());
+    EXPECT_EQ(device.counts().allocations, allocations) << "it is used again";
+    device.run_until_idle();
+  }
+  device.destroy_stream(0, stream);
 }
 
 TEST(DeviceGraphs, WhatCannotBeCapturedSaysSo) {

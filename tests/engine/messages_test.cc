@@ -29,6 +29,8 @@ Request some_request(const std::string& name) {
   request.order = 0xffff'ffff'ffff'ffff;
   request.is_complex = true;
   request.more = {{DataType::kBool, {2, 3}, 1}, {DataType::kFloat16, {2}, kCOrder, true}};
+  request.memory = MemoryKind::kDeviceCaptured;
+  request.device = 3;
   request.region = 77;
   request.offset = std::uint64_t{1} << 50;
   request.call_site = 123;
@@ -61,7 +63,8 @@ ResponsesMessage some_responses() {
   execute.call = std::uint64_t{1} << 33;
   execute.new_process_set = 12;
   execute.standing = 700;
-  execute.entries = {{"a", {1, 2}, {3, 4, 5}, 6, {{DataType::kInt8, {7}, 2}}, 0x110, true}, {"b", {}, {}, 0, {}}};
+  execute.entries = {{"a", {1, 2}, {3, 4, 5}, 6, {{DataType::kInt8, {7}, 2}}, 0x110, true, {-1, 0, 7}},
+                     {"b", {}, {}, 0, {}}};
   Response error;
   error.kind = Response::Kind::kError;
   error.error_code = StatusCode::kUnavailable;
@@ -109,6 +112,8 @@ TEST(Messages, RequestsComeBackAsTheyWere) {
   EXPECT_EQ(request.is_complex, wanted.is_complex);
   EXPECT_EQ(request.more, wanted.more);
   EXPECT_FALSE(request.more.empty());
+  EXPECT_EQ(request.memory, wanted.memory);
+  EXPECT_EQ(request.device, wanted.device);
   EXPECT_EQ(request.region, wanted.region);
   EXPECT_EQ(request.offset, wanted.offset);
   EXPECT_EQ(request.call_site, wanted.call_site);
@@ -137,6 +142,7 @@ TEST(Messages, ResponsesComeBackAsTheyWere) {
   EXPECT_EQ(response.entries[0].first_dims, (std::vector<std::int64_t>{3, 4, 5}));
   EXPECT_EQ(response.entries[0].cache_id, 6u);
   EXPECT_EQ(response.entries[0].order, 0x110u);
+  EXPECT_EQ(response.entries[0].devices, (std::vector<std::int64_t>{-1, 0, 7}));
   EXPECT_TRUE(response.entries[0].is_complex);
   EXPECT_FALSE(response.entries[1].is_complex);
   EXPECT_EQ(response.entries[0].more[0].order, 2u);

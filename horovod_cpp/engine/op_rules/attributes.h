@@ -85,7 +85,7 @@ inline bool repeats_alike(const Request& request, const Request& agreed, const R
 // Ranks may lay out a tensor differently in memory, as autograd does with gradients: then the call takes it in C order.
 inline ResponseEntry entry_alike(std::span<const Request* const> requests) {
   const Request& first = *requests.front();
-  ResponseEntry entry{first.key.name, first.shape, {}, 0, first.more, first.order, first.is_complex};
+  ResponseEntry entry{first.key.name, first.shape, {}, 0, first.more, first.order, first.is_complex, {}};
   for (const Request* other : requests.subspan(1)) {
     if (other->order != entry.order) entry.order = kCOrder;
     for (std::size_t i = 0; i < std::min(entry.more.size(), other->more.size()); ++i) {

@@ -182,7 +182,7 @@ def test_in_a_forked_child_nothing_is_opened() -> None:
 
 def test_the_library_finds_nccl(nccl_2_28: Path) -> None:
     answers = ask_library("ask('hvd_nccl_version', number), ask('hvd_nccl_text', text)", HOROVOD_NCCL_LIBRARY=nccl_2_28)
-    text = f"2.28.9, {nccl_2_28}, with ncclMemAlloc, without ncclCommRegister"
+    text = f"2.28.9, {nccl_2_28}, with ncclMemAlloc, without ncclCommRegister, with aborts that always end"
     assert answers == ["(0, 22809)", str((0, text.encode()))]
 
 
