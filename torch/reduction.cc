@@ -81,8 +81,12 @@ GradientReduction::GradientReduction(const NamedTensors& named, const std::vecto
 }
 
 void GradientReduction::add(const std::string& name, const at::Tensor& parameter) {
-  if (!state_->active || !parameter.requires_grad()) return;
+  if (!state_->active) return;
   const std::scoped_lock lock(state_->mutex);
+  if (!parameter.requires_grad()) {
+    state_->frozen.emplace_back(name, parameter);
+    return;
+  }
   Gradient& gradient = *state_->gradients.emplace_back(std::make_unique<Gradient>());
   gradient.name = name;
   gradient.parameter = parameter;
@@ -99,6 +103,20 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
 void GradientReduction::arrange_added() {
   const std::scoped_lock lock(state_->mutex);
   if (state_->options.gradient_as_bucket_view) state_->make_buckets_of_rest(/*one_each=*/false);
+}
+
+void GradientReduction::add_unfrozen() {
+  NamedTensors unfrozen;
+  {
+    const std::scoped_lock lock(state_->mutex);
+    const auto is_frozen = [](const auto& named) { return !named.second.requires_grad(); };
+    const auto first = std::stable_partition(state_->frozen.begin(), state_->frozen.end(), is_frozen);
+    unfrozen.assign(first, state_->frozen.end());
+    state_->frozen.erase(first, state_->frozen.end());
+  }
+  if (unfrozen.empty()) return;
+  for (const auto& [name, parameter] : unfrozen) add(name, parameter);
+  arrange_added();
 }
 
 GradientReduction::State::~State() {
@@ -207,23 +225,40 @@ void GradientReduction::State::start_group(Group& group) {
   for (Gradient* member : group.members) member->operation = operation;
 }
 
-// Starts what no backward pass has started, or what was refused there.
+// Starts what no backward pass has started, or what was refused there. In a group or bucket zeros stand for the
+// gradient that a frozen parameter does not have, so that the others can go.
 void GradientReduction::State::start_missing() {
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
-    if (!gradient->reduced.defined()) start(*gradient);
+    if (gradient->reduced.defined()) continue;
+    const bool alone = gradient->group == nullptr && gradient->bucket == nullptr;
+    if (!is_still(*gradient) || !alone) start(*gradient);
   }
   for (const std::unique_ptr<Bucket>& bucket : buckets) {
     if (bucket->operation() == nullptr) start_bucket(*bucket);
   }
 }
 
+// Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it.
+bool GradientReduction::State::is_still(const Gradient& gradient) {
+  if (gradient.parameter.requires_grad() || gradient.parameter.grad().defined()) return false;
+  still.push_back(gradient.parameter);
+  return true;
+}
+
+// Takes the gradients away that stood for those of frozen parameters.
+void GradientReduction::State::leave_still() {
+  for (const at::Tensor& parameter : still) parameter.mutable_grad() = at::Tensor();
+  still.clear();
+}
+
 void GradientReduction::State::finish_all() {
   for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->finish();
   for (const std::unique_ptr<Gradient>& gradient : gradients) finish(*gradient);
   for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->reset();
+  leave_still();
 }
 
-// Puts the reduced gradient, which is done, into its place.
+// Puts the reduced gradient, which is done, into its place, if there is one.
 void GradientReduction::State::finish(Gradient& gradient) const {
   if (gradient.bucket != nullptr) {
     gradient.parameter.mutable_grad() = gradient.bucket->view(gradient.place);
@@ -235,6 +270,7 @@ void GradientReduction::State::finish(Gradient& gradient) const {
     reset_one(gradient);
     return;
   }
+  if (!gradient.operation) return reset_one(gradient);
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
   const at::Tensor sent = std::exchange(gradient.sent, {});
@@ -267,11 +303,11 @@ std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::Stat
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
     if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
-    std::vector<hvd_handle*>& handles = all[gradient->parameter.device()];
+    const at::Device device = gradient->parameter.device();
     if (gradient->sparse) {
-      handles.push_back(gradient->sparse->operation->get());
-    } else if (group == nullptr || group->members.front() == gradient.get()) {
-      handles.push_back(gradient->operation->get());
+      all[device].push_back(gradient->sparse->operation->get());
+    } else if (gradient->operation && (group == nullptr || group->members.front() == gradient.get())) {
+      all[device].push_back(gradient->operation->get());
     }
   }
   return all;
@@ -279,7 +315,9 @@ std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::Stat
 
 void GradientReduction::synchronize() {
   State& state = *state_;
-  if (state.gradients.empty() || is_of_changes()) return;
+  if (is_of_changes()) return;
+  add_unfrozen();
+  if (state.gradients.empty()) return;
   try {
     std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
     {
@@ -304,14 +342,16 @@ void GradientReduction::reset() {
   const std::scoped_lock lock(state_->mutex);
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
   for (const std::unique_ptr<Bucket>& bucket : state_->buckets) bucket->reset();
+  state_->leave_still();
 }
 
 bool GradientReduction::is_of_changes() const { return state_->active && state_->options.op == ReduceOp::kAdasum; }
 
-at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) const {
+at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) {
+  add_unfrozen();
   NamedTensors parameters;
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) {
-    parameters.emplace_back(gradient->name, gradient->parameter);
+    if (gradient->parameter.requires_grad()) parameters.emplace_back(gradient->name, gradient->parameter);
   }
   return detail::step_and_reduce(parameters, state_->options, state_->site, local_step);
 }

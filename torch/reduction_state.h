@@ -61,6 +61,8 @@ struct GradientReduction::State {
   bool active = false;
   mutable std::mutex mutex;
   std::vector<std::unique_ptr<Gradient>> gradients;
+  NamedTensors frozen;            ///< what has never required a gradient
+  std::vector<at::Tensor> still;  ///< what is frozen by now and has no gradient in the step that is reduced
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
 
@@ -79,6 +81,8 @@ struct GradientReduction::State {
   void start_in_bucket(Gradient& gradient);
   void start_bucket(Bucket& bucket) const;
   void start_missing();
+  bool is_still(const Gradient& gradient);
+  void leave_still();
   bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;
