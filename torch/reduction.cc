@@ -184,6 +184,7 @@ void GradientReduction::State::start(Gradient& gradient) {
     grad = gradient.sparse_dimensions > 0 ? sparse_zeros(gradient.parameter, gradient.sparse_dimensions)
                                           : at::zeros_like(gradient.parameter);
   }
+  const bool made_now = gradient.passes_left == 0;  // by the backward pass that runs
   gradient.passes_left = 0;
   if (stays_sparse(gradient, grad)) {
     gradient.sparse_dimensions = grad.sparse_dim();
@@ -193,7 +194,14 @@ void GradientReduction::State::start(Gradient& gradient) {
     return;
   }
   if (grad.layout() != at::kStrided) grad = grad.to_dense();
-  gradient.sent = plain(compressed(grad, options.compression), submission(gradient.name, false));
+  at::Tensor own = grad;
+  if (grad.storage().use_count() > 1) {
+    // In place it would be reduced as often as it is the gradient of a parameter.
+    own = grad.clone();
+    // Autograd gave one memory to several, unless something was added: that lies where the program wants it.
+    if (made_now && grad._version() == 0) grad = own;
+  }
+  gradient.sent = plain(compressed(own, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
     gradient.operation = std::make_shared<hvd::detail::Operation>(
         submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));

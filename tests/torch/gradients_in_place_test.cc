@@ -1,0 +1,62 @@
+// Gradients whose memory others have or need: they are reduced in place, and once. On every rank of a job.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <vector>
+
+#include <horovod_cpp/torch.h>
+
+namespace {
+
+using at::Tensor;
+using hvd::ReduceOp;
+using hvd::torch::DistributedOptions;
+using hvd::torch::NamedTensors;
+using torch::optim::SGD, torch::optim::SGDOptions;
+using Optimizer = hvd::torch::DistributedOptimizer<SGD>;
+
+Tensor parameter(const std::vector<std::int64_t>& shape) { return torch::zeros(shape).requires_grad_(); }
+
+double sum_of_ranks() { return hvd::size() * (hvd::size() + 1) / 2.0; }
+
+TEST(GradientsInPlace, ThatAutogradPutsInOneMemoryAreReducedOnceEach) {
+  const auto expect = [](DistributedOptions options) {
+    options.op = ReduceOp::kSum;
+    const Tensor weight = parameter({1 << 18, 3});  // too large to be fused by copying
+    const Tensor change = parameter({1 << 18, 3});
+    Optimizer optimizer(NamedTensors{{"weight", weight}, {"change", change}}, SGDOptions(1.0), options);
+    for (int step = 1; step <= 2; ++step) {
+      optimizer.zero_grad();
+      torch::full({1, 3}, hvd::rank() + 1.0).to(torch::kFloat32).mm(weight.t() + change.t()).sum().backward();
+      optimizer.step();
+      for (const Tensor& each : {weight, change}) {
+        EXPECT_TRUE(each.equal(torch::full_like(each, -step * sum_of_ranks()))) << each.slice(0, 0, 1);
+      }
+    }
+  };
+  expect({});
+  expect({.group_count = 1});
+  expect({.compression = hvd::torch::Compression::kBf16});
+  expect({.gradient_as_bucket_view = true});
+}
+
+TEST(GradientsInPlace, ThatTheProgramKeepsInOneMemoryStayThere) {
+  for (const int groups : {0, 1}) {
+    const std::vector<Tensor> parameters{parameter({2, 3}), parameter({2, 3})};
+    Optimizer optimizer(NamedTensors{{"first", parameters[0]}, {"second", parameters[1]}}, SGDOptions(1.0),
+                        {.op = ReduceOp::kSum, .group_count = groups});
+    const Tensor flat = torch::zeros({12});
+    for (std::size_t i = 0; i < 2; ++i) parameters[i].mutable_grad() = flat.chunk(2)[i].view({2, 3});
+    for (int step = 0; step < 2; ++step) {
+      flat.zero_();
+      flat.slice(0, 6) += 1;
+      (parameters[0].sum() * (hvd::rank() + 1)).backward();
+      optimizer.step();
+      EXPECT_TRUE(flat.slice(0, 0, 6).equal(torch::full({6}, sum_of_ranks()).to(torch::kFloat32))) << flat;
+      EXPECT_TRUE(flat.slice(0, 6).equal(torch::full({6}, hvd::size()).to(torch::kFloat32))) << flat;
+      EXPECT_EQ(parameters[1].grad().data_ptr<float>(), flat.data_ptr<float>() + 6);
+    }
+  }
+}
+
+}  // namespace
