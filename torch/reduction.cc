@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <set>
 #include <utility>
@@ -19,23 +18,33 @@
 namespace hvd::torch::detail {
 namespace slot = ::torch::autograd::impl;
 
-namespace {
-
 // Calls what was in the parameter's only place for such a hook, too. Does not keep the optimizer alive.
-class Hook : public PostAccumulateGradHook {
+class GradientReduction::State::Hook final : public PostAccumulateGradHook {
  public:
-  Hook(std::function<void()> act, std::unique_ptr<PostAccumulateGradHook> previous)
-      : act_(std::move(act)), previous_(std::move(previous)) {}
+  Hook(std::weak_ptr<State> state, Gradient& gradient, std::unique_ptr<PostAccumulateGradHook> previous)
+      : state_(std::move(state)), gradient_(gradient), previous_(std::move(previous)) {}
   void operator()(const at::Tensor& parameter) override {
     if (previous_) (*previous_)(parameter);
-    act_();
+    if (const std::shared_ptr<State> alive = state_.lock()) alive->on_accumulated(gradient_);
+  }
+  // Of the optimizer that was made before for the same parameter; null if there is none.
+  const Hook* previous() const { return dynamic_cast<const Hook*>(previous_.get()); }
+  // Whether an optimizer that is alive has begun to reduce its gradient.
+  bool is_reducing() const {
+    const std::shared_ptr<State> alive = state_.lock();
+    if (!alive) return false;
+    const std::scoped_lock lock(alive->mutex);
+    return gradient_.reduced.defined();
   }
   std::unique_ptr<PostAccumulateGradHook> take_previous() { return std::move(previous_); }
 
  private:
-  std::function<void()> act_;
+  std::weak_ptr<State> state_;
+  Gradient& gradient_;  // of the state
   std::unique_ptr<PostAccumulateGradHook> previous_;
 };
+
+namespace {
 
 std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) {
   std::map<Parameter, std::string> names;
@@ -92,10 +101,7 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
   gradient.parameter = parameter;
   gradient.passes_left = state_->options.backward_passes_per_step;
   if (is_of_changes()) return;
-  auto act = [weak = std::weak_ptr(state_), &gradient] {
-    if (const std::shared_ptr<State> alive = weak.lock()) alive->on_accumulated(gradient);
-  };
-  auto hook = std::make_unique<Hook>(std::move(act), std::move(slot::post_acc_grad_hooks(parameter)));
+  auto hook = std::make_unique<State::Hook>(state_, gradient, std::move(slot::post_acc_grad_hooks(parameter)));
   gradient.hook = hook.get();
   slot::set_post_acc_grad_hooks(parameter, std::move(hook));
 }
@@ -162,8 +168,9 @@ void GradientReduction::State::make_groups(const std::vector<std::vector<at::Ten
 }
 
 void GradientReduction::State::on_accumulated(Gradient& gradient) {
-  const std::scoped_lock lock(mutex);
   if (!gradient.parameter.grad().defined()) return;  // a function of the user's gave none: zeros, at synchronize
+  require_own(gradient);
+  const std::scoped_lock lock(mutex);
   if (gradient.passes_left <= 0) {
     refuse(StatusCode::kPrecondition, "backward",
            "more than backward_passes_per_step (" + std::to_string(options.backward_passes_per_step) +
@@ -172,6 +179,24 @@ void GradientReduction::State::on_accumulated(Gradient& gradient) {
   // While it is in the caches, and before it is counted: what is refused is as if it had not been.
   if (gradient.bucket != nullptr) gradient.bucket->take_in(gradient.place, site);
   if (--gradient.passes_left == 0) start(gradient);
+}
+
+// Throws for a gradient that cannot be reduced in place, as others need it as it is. Not under the mutex: it asks the
+// other optimizers.
+void GradientReduction::State::require_own(const Gradient& gradient) const {
+  const auto* hook = dynamic_cast<const Hook*>(slot::post_acc_grad_hooks(gradient.parameter).get());
+  for (; hook != nullptr; hook = hook->previous()) {
+    if (hook == gradient.hook || !hook->is_reducing()) continue;
+    refuse(StatusCode::kPrecondition, "backward",
+           "two DistributedOptimizers have parameter '" + gradient.name +
+               "', and both reduce its gradient, which one of them has begun. Make one DistributedOptimizer for each "
+               "parameter, or destroy the former first.");
+  }
+  if (!gradient.parameter.grad().requires_grad()) return;
+  refuse(StatusCode::kPrecondition, "backward",
+         "the gradient of parameter '" + gradient.name +
+             "' requires a gradient itself (create_graph), and cannot be reduced in place. Make what is differentiated "
+             "twice with torch::autograd::grad and create_graph, and call backward() without create_graph.");
 }
 
 // Hands the gradient over, zeros where there is none.

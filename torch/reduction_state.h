@@ -66,6 +66,8 @@ struct GradientReduction::State {
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
 
+  class Hook;
+
   ~State();
   [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
     hvd::detail::raise(code, operation, reason, site);
@@ -76,6 +78,7 @@ struct GradientReduction::State {
   void make_buckets_of_rest(bool one_each);
   void add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members, bool takes_sparse);
   void on_accumulated(Gradient& gradient);
+  void require_own(const Gradient& gradient) const;
   void start(Gradient& gradient);
   void start_group(Group& group);
   void start_in_bucket(Gradient& gradient);

@@ -2,6 +2,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <functional>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include <horovod_cpp/torch.h>
@@ -56,6 +59,58 @@ TEST(GradientsInPlace, ThatTheProgramKeepsInOneMemoryStayThere) {
       EXPECT_TRUE(flat.slice(0, 6).equal(torch::full({6}, hvd::size()).to(torch::kFloat32))) << flat;
       EXPECT_EQ(parameters[1].grad().data_ptr<float>(), flat.data_ptr<float>() + 6);
     }
+  }
+}
+
+void expect_refused(const std::function<void()>& backward, const std::string& text) {
+  try {
+    backward();
+    ADD_FAILURE() << "taken";
+  } catch (const hvd::PreconditionError& error) {
+    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+  }
+}
+
+TEST(GradientsInPlace, OfTwoOptimizersAreRefused) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
+  const std::vector<DistributedOptions> all{{}, {.group_count = 1}, {.gradient_as_bucket_view = true}};
+  for (DistributedOptions options : all) {
+    options.op = ReduceOp::kSum;
+    const Tensor weight = parameter({2, 3});
+    const NamedTensors named{{"weight", weight}};
+    const auto backward = [&] { (weight.sum() * (hvd::rank() + 1)).backward(); };
+    std::optional<Optimizer> first(std::in_place, named, SGDOptions(1.0), options);
+    Optimizer second(named, SGDOptions(1.0), options);
+    expect_refused(backward, "two DistributedOptimizers have parameter 'weight', and both reduce its gradient");
+    first->synchronize();
+    EXPECT_TRUE(weight.grad().equal(torch::full_like(weight, sum_of_ranks()))) << weight.grad();
+    first.reset();
+    for (int step = 1; step <= 2; ++step) {
+      second.zero_grad();
+      backward();
+      second.step();
+      EXPECT_TRUE(weight.equal(torch::full_like(weight, -step * sum_of_ranks()))) << weight;
+      const Optimizer gone(named, SGDOptions(1.0), options);
+    }
+  }
+}
+
+TEST(GradientsInPlace, ThatRequireAGradientAreRefused) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
+  for (const bool views : {false, true}) {
+    const Tensor weight = parameter({3});
+    Optimizer optimizer(NamedTensors{{"weight", weight}}, SGDOptions(1.0),
+                        {.op = ReduceOp::kSum, .gradient_as_bucket_view = views});
+    expect_refused([&] { weight.square().sum().backward({}, /*retain_graph=*/true, /*create_graph=*/true); },
+                   "the gradient of parameter 'weight' requires a gradient itself");
+    optimizer.zero_grad();
+    // As the text says: a penalty on a gradient.
+    const Tensor inputs = torch::ones({3}).requires_grad_();
+    const Tensor slope = torch::autograd::grad({(weight * inputs).sum()}, {inputs}, {}, /*retain_graph=*/true,
+                                               /*create_graph=*/true)[0];
+    slope.sum().backward();
+    optimizer.step();
+    EXPECT_TRUE(weight.equal(torch::full_like(weight, -hvd::size()))) << weight;
   }
 }
 
