@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -57,6 +58,13 @@ std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) 
     names.emplace(key(tensor), name);
   }
   return names;
+}
+
+void warn_of_change(const std::string& name) {
+  TORCH_WARN("The gradient of parameter '", name,
+             "' was changed after backward(), which has begun to reduce it: nobody can tell how much of the change is "
+             "in the result. Call optimizer.synchronize() before gradients are clipped or unscaled, and "
+             "optimizer.step() while the guard of optimizer.skip_synchronize() lives.");
 }
 
 }  // namespace
@@ -172,6 +180,7 @@ void GradientReduction::State::on_accumulated(Gradient& gradient) {
   require_own(gradient);
   const std::scoped_lock lock(mutex);
   if (gradient.passes_left <= 0) {
+    gradient.version.reset();  // this is told of
     refuse(StatusCode::kPrecondition, "backward",
            "more than backward_passes_per_step (" + std::to_string(options.backward_passes_per_step) +
                ") backward passes before step(); parameter '" + gradient.name + "'");
@@ -211,6 +220,7 @@ void GradientReduction::State::start(Gradient& gradient) {
   }
   const bool made_now = gradient.passes_left == 0;  // by the backward pass that runs
   gradient.passes_left = 0;
+  gradient.version.reset();
   if (stays_sparse(gradient, grad)) {
     gradient.sparse_dimensions = grad.sparse_dim();
     gradient.sparse =
@@ -226,6 +236,7 @@ void GradientReduction::State::start(Gradient& gradient) {
     // Autograd gave one memory to several, unless something was added: that lies where the program wants it.
     if (made_now && grad._version() == 0) grad = own;
   }
+  if (made_now) gradient.version = grad._version();
   gradient.sent = plain(compressed(own, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
     gradient.operation = std::make_shared<hvd::detail::Operation>(
@@ -291,6 +302,17 @@ void GradientReduction::State::finish_all() {
   leave_still();
 }
 
+// The name of a gradient that the program has changed while it is in flight, empty if there is none. Once is enough.
+std::string GradientReduction::State::changed() {
+  if (warned) return {};
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (!gradient->reduced.defined() || !gradient->version) continue;
+    warned = gradient->reduced._version() != *gradient->version;
+    if (warned) return gradient->name;
+  }
+  return {};
+}
+
 // Puts the reduced gradient, which is done, into its place, if there is one.
 void GradientReduction::State::finish(Gradient& gradient) const {
   if (gradient.bucket != nullptr) {
@@ -351,13 +373,16 @@ void GradientReduction::synchronize() {
   if (is_of_changes()) return;
   add_unfrozen();
   if (state.gradients.empty()) return;
+  std::string changed;
   try {
     std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
     {
       const std::scoped_lock lock(state.mutex);
+      changed = state.changed();
       state.start_missing();
       in_flight = state.in_flight();
     }
+    if (!changed.empty()) warn_of_change(changed);
     for (const auto& [device, handles] : in_flight) {
       hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
     }

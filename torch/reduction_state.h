@@ -38,9 +38,10 @@ struct Gradient {
   int passes_left = 0;
   Group* group = nullptr;
   Bucket* bucket = nullptr;
-  std::size_t place = 0;  ///< in the bucket
-  at::Tensor reduced;     ///< the gradient that is in flight
-  at::Tensor sent;        ///< and what travels: the same memory, or a copy of it
+  std::size_t place = 0;                ///< in the bucket
+  at::Tensor reduced;                   ///< the gradient that is in flight
+  std::optional<std::int64_t> version;  ///< that it had then; none where changes mean nothing
+  at::Tensor sent;                      ///< and what travels: the same memory, or a copy of it
   std::shared_ptr<hvd::detail::Operation> operation;
   std::optional<SparseReduction> sparse;  ///< in place of `sent` and `operation`
   std::int64_t sparse_dimensions = 0;     ///< of the last gradient that was reduced as a sparse one
@@ -63,12 +64,14 @@ struct GradientReduction::State {
   std::vector<std::unique_ptr<Gradient>> gradients;
   NamedTensors frozen;            ///< what has never required a gradient
   std::vector<at::Tensor> still;  ///< what is frozen by now and has no gradient in the step that is reduced
+  bool warned = false;
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
 
   class Hook;
 
   ~State();
+  std::string changed();
   [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
     hvd::detail::raise(code, operation, reason, site);
   }

@@ -71,6 +71,44 @@ void expect_refused(const std::function<void()>& backward, const std::string& te
   }
 }
 
+// Keeps what torch warns of while it lives.
+class Warnings : public c10::WarningHandler {
+ public:
+  void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
+
+  std::vector<std::string> texts;
+
+ private:
+  const c10::WarningUtils::WarningHandlerGuard guard_{this};
+};
+
+TEST(GradientsInPlace, ThatAreChangedInFlightAreToldOfOnce) {
+  if (hvd::size() == 1) GTEST_SKIP() << "one rank has nothing in flight";
+  const std::vector<DistributedOptions> all{
+      {},
+      {.group_count = 1},
+      {.gradient_as_bucket_view = true},
+      {.compression = hvd::torch::Compression::kFp16},
+      {.backward_passes_per_step = 2},
+  };
+  for (const DistributedOptions& options : all) {
+    const std::vector<Tensor> parameters{parameter({3}), parameter({2})};
+    Optimizer optimizer(NamedTensors{{"first", parameters[0]}, {"second", parameters[1]}}, SGDOptions(0.1), options);
+    Warnings warnings;
+    for (const int changes : {0, 1, 0, 1}) {
+      optimizer.zero_grad();
+      for (int pass = 0; pass < options.backward_passes_per_step; ++pass) {
+        (parameters[0].sum() + parameters[1].sum()).backward();
+      }
+      if (changes > 0) parameters[0].mutable_grad().mul_(0.5);
+      optimizer.step();
+    }
+    ASSERT_EQ(warnings.texts.size(), 1U);
+    EXPECT_EQ(warnings.texts[0].find("The gradient of parameter 'first' was changed after backward()"), 0U)
+        << warnings.texts[0];
+  }
+}
+
 TEST(GradientsInPlace, OfTwoOptimizersAreRefused) {
   if (hvd::size() == 1) GTEST_SKIP() << "one rank reduces nothing";
   const std::vector<DistributedOptions> all{{}, {.group_count = 1}, {.gradient_as_bucket_view = true}};
