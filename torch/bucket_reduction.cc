@@ -58,6 +58,8 @@ void GradientReduction::State::add_bucket(const std::vector<Gradient*>& candidat
 // The last gradient of a bucket starts its reduction. Where that is refused, synchronize() tries again.
 void GradientReduction::State::start_in_bucket(Gradient& gradient) {
   gradient.reduced = gradient.bucket->take_in(gradient.place, site);
+  gradient.version.reset();
+  if (gradient.passes_left == 0) gradient.version = gradient.reduced._version();  // made by the backward that runs
   gradient.passes_left = 0;
   if (gradient.bucket->count_ready()) start_bucket(*gradient.bucket);
 }

@@ -24,7 +24,8 @@ void check_options(const DistributedOptions& options, Site site) {
   if (options.group_count > 0 && !options.groups.empty()) refuse("group_count and groups exclude each other");
 }
 
-std::vector<std::vector<at::Tensor>> parts_of(const std::vector<at::Tensor>& parameters, int wanted) {
+std::vector<std::vector<at::Tensor>> parts_of(std::vector<at::Tensor> parameters, int wanted) {
+  std::erase_if(parameters, [](const at::Tensor& parameter) { return !parameter.requires_grad(); });
   const std::size_t count = std::min(static_cast<std::size_t>(wanted), parameters.size());
   std::vector<std::vector<at::Tensor>> parts(count);
   auto at = parameters.begin();

@@ -12,7 +12,7 @@ namespace hvd::torch::detail {
 /// Throws InvalidArgument for values out of range and for options that exclude each other.
 void check_options(const DistributedOptions& options, Site site);
 
-/// At most `wanted` parts of nearly the same size, in the order of the parameters.
-std::vector<std::vector<at::Tensor>> parts_of(const std::vector<at::Tensor>& parameters, int wanted);
+/// At most `wanted` parts of nearly the same size, in the order of the parameters, of those that require a gradient.
+std::vector<std::vector<at::Tensor>> parts_of(std::vector<at::Tensor> parameters, int wanted);
 
 }  // namespace hvd::torch::detail

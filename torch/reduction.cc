@@ -3,11 +3,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <set>
 #include <utility>
@@ -19,23 +19,33 @@
 namespace hvd::torch::detail {
 namespace slot = ::torch::autograd::impl;
 
-namespace {
-
 // Calls what was in the parameter's only place for such a hook, too. Does not keep the optimizer alive.
-class Hook : public PostAccumulateGradHook {
+class GradientReduction::State::Hook final : public PostAccumulateGradHook {
  public:
-  Hook(std::function<void()> act, std::unique_ptr<PostAccumulateGradHook> previous)
-      : act_(std::move(act)), previous_(std::move(previous)) {}
+  Hook(std::weak_ptr<State> state, Gradient& gradient, std::unique_ptr<PostAccumulateGradHook> previous)
+      : state_(std::move(state)), gradient_(gradient), previous_(std::move(previous)) {}
   void operator()(const at::Tensor& parameter) override {
     if (previous_) (*previous_)(parameter);
-    act_();
+    if (const std::shared_ptr<State> alive = state_.lock()) alive->on_accumulated(gradient_);
+  }
+  // Of the optimizer that was made before for the same parameter; null if there is none.
+  const Hook* previous() const { return dynamic_cast<const Hook*>(previous_.get()); }
+  // Whether an optimizer that is alive has begun to reduce its gradient.
+  bool is_reducing() const {
+    const std::shared_ptr<State> alive = state_.lock();
+    if (!alive) return false;
+    const std::scoped_lock lock(alive->mutex);
+    return gradient_.reduced.defined();
   }
   std::unique_ptr<PostAccumulateGradHook> take_previous() { return std::move(previous_); }
 
  private:
-  std::function<void()> act_;
+  std::weak_ptr<State> state_;
+  Gradient& gradient_;  // of the state
   std::unique_ptr<PostAccumulateGradHook> previous_;
 };
+
+namespace {
 
 std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) {
   std::map<Parameter, std::string> names;
@@ -48,6 +58,13 @@ std::map<Parameter, std::string> names_of(const NamedTensors& named, Site site) 
     names.emplace(key(tensor), name);
   }
   return names;
+}
+
+void warn_of_change(const std::string& name) {
+  TORCH_WARN("The gradient of parameter '", name,
+             "' was changed after backward(), which has begun to reduce it: nobody can tell how much of the change is "
+             "in the result. Call optimizer.synchronize() before gradients are clipped or unscaled, and "
+             "optimizer.step() while the guard of optimizer.skip_synchronize() lives.");
 }
 
 }  // namespace
@@ -81,17 +98,18 @@ GradientReduction::GradientReduction(const NamedTensors& named, const std::vecto
 }
 
 void GradientReduction::add(const std::string& name, const at::Tensor& parameter) {
-  if (!state_->active || !parameter.requires_grad()) return;
+  if (!state_->active) return;
   const std::scoped_lock lock(state_->mutex);
+  if (!parameter.requires_grad()) {
+    state_->frozen.emplace_back(name, parameter);
+    return;
+  }
   Gradient& gradient = *state_->gradients.emplace_back(std::make_unique<Gradient>());
   gradient.name = name;
   gradient.parameter = parameter;
   gradient.passes_left = state_->options.backward_passes_per_step;
   if (is_of_changes()) return;
-  auto act = [weak = std::weak_ptr(state_), &gradient] {
-    if (const std::shared_ptr<State> alive = weak.lock()) alive->on_accumulated(gradient);
-  };
-  auto hook = std::make_unique<Hook>(std::move(act), std::move(slot::post_acc_grad_hooks(parameter)));
+  auto hook = std::make_unique<State::Hook>(state_, gradient, std::move(slot::post_acc_grad_hooks(parameter)));
   gradient.hook = hook.get();
   slot::set_post_acc_grad_hooks(parameter, std::move(hook));
 }
@@ -99,6 +117,20 @@ void GradientReduction::add(const std::string& name, const at::Tensor& parameter
 void GradientReduction::arrange_added() {
   const std::scoped_lock lock(state_->mutex);
   if (state_->options.gradient_as_bucket_view) state_->make_buckets_of_rest(/*one_each=*/false);
+}
+
+void GradientReduction::add_unfrozen() {
+  NamedTensors unfrozen;
+  {
+    const std::scoped_lock lock(state_->mutex);
+    const auto is_frozen = [](const auto& named) { return !named.second.requires_grad(); };
+    const auto first = std::stable_partition(state_->frozen.begin(), state_->frozen.end(), is_frozen);
+    unfrozen.assign(first, state_->frozen.end());
+    state_->frozen.erase(first, state_->frozen.end());
+  }
+  if (unfrozen.empty()) return;
+  for (const auto& [name, parameter] : unfrozen) add(name, parameter);
+  arrange_added();
 }
 
 GradientReduction::State::~State() {
@@ -144,9 +176,11 @@ void GradientReduction::State::make_groups(const std::vector<std::vector<at::Ten
 }
 
 void GradientReduction::State::on_accumulated(Gradient& gradient) {
-  const std::scoped_lock lock(mutex);
   if (!gradient.parameter.grad().defined()) return;  // a function of the user's gave none: zeros, at synchronize
+  require_own(gradient);
+  const std::scoped_lock lock(mutex);
   if (gradient.passes_left <= 0) {
+    gradient.version.reset();  // this is told of
     refuse(StatusCode::kPrecondition, "backward",
            "more than backward_passes_per_step (" + std::to_string(options.backward_passes_per_step) +
                ") backward passes before step(); parameter '" + gradient.name + "'");
@@ -154,6 +188,24 @@ void GradientReduction::State::on_accumulated(Gradient& gradient) {
   // While it is in the caches, and before it is counted: what is refused is as if it had not been.
   if (gradient.bucket != nullptr) gradient.bucket->take_in(gradient.place, site);
   if (--gradient.passes_left == 0) start(gradient);
+}
+
+// Throws for a gradient that cannot be reduced in place, as others need it as it is. Not under the mutex: it asks the
+// other optimizers.
+void GradientReduction::State::require_own(const Gradient& gradient) const {
+  const auto* hook = dynamic_cast<const Hook*>(slot::post_acc_grad_hooks(gradient.parameter).get());
+  for (; hook != nullptr; hook = hook->previous()) {
+    if (hook == gradient.hook || !hook->is_reducing()) continue;
+    refuse(StatusCode::kPrecondition, "backward",
+           "two DistributedOptimizers have parameter '" + gradient.name +
+               "', and both reduce its gradient, which one of them has begun. Make one DistributedOptimizer for each "
+               "parameter, or destroy the former first.");
+  }
+  if (!gradient.parameter.grad().requires_grad()) return;
+  refuse(StatusCode::kPrecondition, "backward",
+         "the gradient of parameter '" + gradient.name +
+             "' requires a gradient itself (create_graph), and cannot be reduced in place. Make what is differentiated "
+             "twice with torch::autograd::grad and create_graph, and call backward() without create_graph.");
 }
 
 // Hands the gradient over, zeros where there is none.
@@ -166,7 +218,9 @@ void GradientReduction::State::start(Gradient& gradient) {
     grad = gradient.sparse_dimensions > 0 ? sparse_zeros(gradient.parameter, gradient.sparse_dimensions)
                                           : at::zeros_like(gradient.parameter);
   }
+  const bool made_now = gradient.passes_left == 0;  // by the backward pass that runs
   gradient.passes_left = 0;
+  gradient.version.reset();
   if (stays_sparse(gradient, grad)) {
     gradient.sparse_dimensions = grad.sparse_dim();
     gradient.sparse =
@@ -175,7 +229,15 @@ void GradientReduction::State::start(Gradient& gradient) {
     return;
   }
   if (grad.layout() != at::kStrided) grad = grad.to_dense();
-  gradient.sent = plain(compressed(grad, options.compression), submission(gradient.name, false));
+  at::Tensor own = grad;
+  if (grad.storage().use_count() > 1) {
+    // In place it would be reduced as often as it is the gradient of a parameter.
+    own = grad.clone();
+    // Autograd gave one memory to several, unless something was added: that lies where the program wants it.
+    if (made_now && grad._version() == 0) grad = own;
+  }
+  if (made_now) gradient.version = grad._version();
+  gradient.sent = plain(compressed(own, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
     gradient.operation = std::make_shared<hvd::detail::Operation>(
         submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));
@@ -207,23 +269,51 @@ void GradientReduction::State::start_group(Group& group) {
   for (Gradient* member : group.members) member->operation = operation;
 }
 
-// Starts what no backward pass has started, or what was refused there.
+// Starts what no backward pass has started, or what was refused there. In a group or bucket zeros stand for the
+// gradient that a frozen parameter does not have, so that the others can go.
 void GradientReduction::State::start_missing() {
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
-    if (!gradient->reduced.defined()) start(*gradient);
+    if (gradient->reduced.defined()) continue;
+    const bool alone = gradient->group == nullptr && gradient->bucket == nullptr;
+    if (!is_still(*gradient) || !alone) start(*gradient);
   }
   for (const std::unique_ptr<Bucket>& bucket : buckets) {
     if (bucket->operation() == nullptr) start_bucket(*bucket);
   }
 }
 
+// Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it.
+bool GradientReduction::State::is_still(const Gradient& gradient) {
+  if (gradient.parameter.requires_grad() || gradient.parameter.grad().defined()) return false;
+  still.push_back(gradient.parameter);
+  return true;
+}
+
+// Takes the gradients away that stood for those of frozen parameters.
+void GradientReduction::State::leave_still() {
+  for (const at::Tensor& parameter : still) parameter.mutable_grad() = at::Tensor();
+  still.clear();
+}
+
 void GradientReduction::State::finish_all() {
   for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->finish();
   for (const std::unique_ptr<Gradient>& gradient : gradients) finish(*gradient);
   for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->reset();
+  leave_still();
 }
 
-// Puts the reduced gradient, which is done, into its place.
+// The name of a gradient that the program has changed while it is in flight, empty if there is none. Once is enough.
+std::string GradientReduction::State::changed() {
+  if (warned) return {};
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (!gradient->reduced.defined() || !gradient->version) continue;
+    warned = gradient->reduced._version() != *gradient->version;
+    if (warned) return gradient->name;
+  }
+  return {};
+}
+
+// Puts the reduced gradient, which is done, into its place, if there is one.
 void GradientReduction::State::finish(Gradient& gradient) const {
   if (gradient.bucket != nullptr) {
     gradient.parameter.mutable_grad() = gradient.bucket->view(gradient.place);
@@ -235,6 +325,7 @@ void GradientReduction::State::finish(Gradient& gradient) const {
     reset_one(gradient);
     return;
   }
+  if (!gradient.operation) return reset_one(gradient);
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
   const at::Tensor sent = std::exchange(gradient.sent, {});
@@ -267,11 +358,11 @@ std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::Stat
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
     if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
-    std::vector<hvd_handle*>& handles = all[gradient->parameter.device()];
+    const at::Device device = gradient->parameter.device();
     if (gradient->sparse) {
-      handles.push_back(gradient->sparse->operation->get());
-    } else if (group == nullptr || group->members.front() == gradient.get()) {
-      handles.push_back(gradient->operation->get());
+      all[device].push_back(gradient->sparse->operation->get());
+    } else if (gradient->operation && (group == nullptr || group->members.front() == gradient.get())) {
+      all[device].push_back(gradient->operation->get());
     }
   }
   return all;
@@ -279,14 +370,19 @@ std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::Stat
 
 void GradientReduction::synchronize() {
   State& state = *state_;
-  if (state.gradients.empty() || is_of_changes()) return;
+  if (is_of_changes()) return;
+  add_unfrozen();
+  if (state.gradients.empty()) return;
+  std::string changed;
   try {
     std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
     {
       const std::scoped_lock lock(state.mutex);
+      changed = state.changed();
       state.start_missing();
       in_flight = state.in_flight();
     }
+    if (!changed.empty()) warn_of_change(changed);
     for (const auto& [device, handles] : in_flight) {
       hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
     }
@@ -304,14 +400,16 @@ void GradientReduction::reset() {
   const std::scoped_lock lock(state_->mutex);
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
   for (const std::unique_ptr<Bucket>& bucket : state_->buckets) bucket->reset();
+  state_->leave_still();
 }
 
 bool GradientReduction::is_of_changes() const { return state_->active && state_->options.op == ReduceOp::kAdasum; }
 
-at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) const {
+at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) {
+  add_unfrozen();
   NamedTensors parameters;
   for (const std::unique_ptr<Gradient>& gradient : state_->gradients) {
-    parameters.emplace_back(gradient->name, gradient->parameter);
+    if (gradient->parameter.requires_grad()) parameters.emplace_back(gradient->name, gradient->parameter);
   }
   return detail::step_and_reduce(parameters, state_->options, state_->site, local_step);
 }

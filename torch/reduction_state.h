@@ -38,9 +38,10 @@ struct Gradient {
   int passes_left = 0;
   Group* group = nullptr;
   Bucket* bucket = nullptr;
-  std::size_t place = 0;  ///< in the bucket
-  at::Tensor reduced;     ///< the gradient that is in flight
-  at::Tensor sent;        ///< and what travels: the same memory, or a copy of it
+  std::size_t place = 0;                ///< in the bucket
+  at::Tensor reduced;                   ///< the gradient that is in flight
+  std::optional<std::int64_t> version;  ///< that it had then; none where changes mean nothing
+  at::Tensor sent;                      ///< and what travels: the same memory, or a copy of it
   std::shared_ptr<hvd::detail::Operation> operation;
   std::optional<SparseReduction> sparse;  ///< in place of `sent` and `operation`
   std::int64_t sparse_dimensions = 0;     ///< of the last gradient that was reduced as a sparse one
@@ -61,10 +62,16 @@ struct GradientReduction::State {
   bool active = false;
   mutable std::mutex mutex;
   std::vector<std::unique_ptr<Gradient>> gradients;
+  NamedTensors frozen;            ///< what has never required a gradient
+  std::vector<at::Tensor> still;  ///< what is frozen by now and has no gradient in the step that is reduced
+  bool warned = false;
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
 
+  class Hook;
+
   ~State();
+  std::string changed();
   [[noreturn]] void refuse(StatusCode code, const std::string& operation, const std::string& reason) const {
     hvd::detail::raise(code, operation, reason, site);
   }
@@ -74,11 +81,14 @@ struct GradientReduction::State {
   void make_buckets_of_rest(bool one_each);
   void add_bucket(const std::vector<Gradient*>& candidates, const NamedTensors& members, bool takes_sparse);
   void on_accumulated(Gradient& gradient);
+  void require_own(const Gradient& gradient) const;
   void start(Gradient& gradient);
   void start_group(Group& group);
   void start_in_bucket(Gradient& gradient);
   void start_bucket(Bucket& bucket) const;
   void start_missing();
+  bool is_still(const Gradient& gradient);
+  void leave_still();
   bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;

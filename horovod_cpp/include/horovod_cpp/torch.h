@@ -161,7 +161,9 @@ struct DistributedOptions {
   Compression compression = Compression::kNone;
   int backward_passes_per_step = 1;        ///< so many are summed up locally before their sum is reduced
   double gradient_predivide_factor = 1.0;  ///< divides before and multiplies after an average
-  int group_count = 0;  ///< above 0: parameters are reduced in so many groups, in their order, each as one operation
+  /// Above 0: the parameters that require a gradient are reduced in so many groups, in their order, each as one
+  /// operation.
+  int group_count = 0;
   std::vector<std::vector<at::Tensor>> groups{};  ///< or in these; what is in none of them is reduced by itself
   /// Sparse gradients are made dense before they are reduced, as they always are in a group. Otherwise their entries
   /// are gathered, whose number grows with the ranks; they can be averaged or summed only, and are not compressed. A
@@ -189,10 +191,12 @@ class GradientReduction {
   GradientReduction(const NamedTensors& named, const std::vector<at::Tensor>& parameters,
                     const DistributedOptions& options, Site site);
 
+  /// Reduces this parameter from now on, or from when it requires a gradient.
   void add(const std::string& name, const at::Tensor& parameter);
   /// Makes buckets of what has been added, where gradients are views of such.
   void arrange_added();
-  /// Starts what no backward pass has started, with zeros for missing gradients, and waits for all.
+  /// Starts what no backward pass has started, with zeros for missing gradients, and waits for all. Takes up what
+  /// requires a gradient by now, and leaves alone what is frozen and has none.
   void synchronize();
   /// Forgets what is in flight; it goes on without us.
   void reset();
@@ -200,7 +204,7 @@ class GradientReduction {
   bool is_of_changes() const;
   /// Does the optimizer's own step and reduces what that changed. Where the reduction throws, the parameters are as
   /// they were before.
-  at::Tensor step_and_reduce(const std::function<at::Tensor()>& local_step) const;
+  at::Tensor step_and_reduce(const std::function<at::Tensor()>& local_step);
   /// Whether a backward pass came since the last synchronize.
   bool in_progress() const;
   at::Tensor reduce_loss(const at::Tensor& loss) const;
@@ -208,6 +212,7 @@ class GradientReduction {
 
  private:
   struct State;
+  void add_unfrozen();
   std::shared_ptr<State> state_;
 };
 
@@ -218,7 +223,9 @@ class GradientReduction {
 /// with files of Inner as well.
 ///
 /// Reductions start in hooks while backward runs, so that they overlap with it; step() waits for them. A parameter that
-/// took no part in a backward pass counts with zeros.
+/// took no part in a backward pass counts with zeros. One that is frozen when the optimizer is made is reduced from the
+/// step on for which it requires a gradient; one that is frozen later, and has no gradient, is left as it is. All ranks
+/// freeze and unfreeze alike.
 /// Threads: several may run backward; all else is for one at a time.
 template <typename Inner>
 class DistributedOptimizer : public Inner {

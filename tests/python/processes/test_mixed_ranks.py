@@ -106,6 +106,42 @@ for _ in range(2):
 hvd.barrier()
 """
 
+FROZEN = """
+def make_parameters():
+    return [nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=index > 1) for index in range(6)]
+
+
+def train_frozen(parameters, optimizer, factor):
+    for step in range(5):
+        parameters[1].requires_grad_(step >= 2)
+        parameters[0].requires_grad_(step >= 3)
+        parameters[2].requires_grad_(step < 1 or step > 2)
+        still = parameters[2].detach().clone()
+        optimizer.zero_grad()
+        sum(parameter.sum() * (index + 1.0) * factor for index, parameter in enumerate(parameters)).backward()
+        optimizer.step()
+        assert torch.equal(parameters[2], still) == (step in (1, 2))
+
+
+def moving(parameters):
+    return optim.SGD(parameters, 0.125, momentum=0.5, weight_decay=0.25)
+
+
+alone = make_parameters()
+train_frozen(alone, moving(alone), hvd.size() * (hvd.size() + 1) / 2)
+views = {"gradient_as_bucket_view": True}
+for options in ({}, {"groups": 2}, views, {"groups": 2} | views, {"op": hvd.Adasum}):
+    parameters = make_parameters()
+    named = [(f"p{index}", parameter) for index, parameter in enumerate(parameters)]
+    train_frozen(
+        parameters, hvd.DistributedOptimizer(moving(parameters), named, **{"op": hvd.Sum} | options), hvd.rank() + 1
+    )
+    if "op" in options:
+        alone = [hvd.broadcast(parameter.detach(), 0) for parameter in parameters]
+    assert all(map(torch.allclose, parameters, alone)), (options, parameters, alone)
+hvd.barrier()
+"""
+
 SPARSE = """
 import re
 
@@ -206,6 +242,11 @@ def test_cpp_and_python_ranks_normalise_one_batch(tmp_path: Path, order: str) ->
 @pytest.mark.parametrize("order", ["cp", "pc"])
 def test_cpp_and_python_ranks_cut_gradients_into_the_same_buckets(tmp_path: Path, order: str) -> None:
     run_job(tmp_path, order, "BucketsAreCutAlike", CUT_ALIKE)
+
+
+@pytest.mark.parametrize("order", ["cp", "pc"])
+def test_cpp_and_python_ranks_freeze_and_unfreeze_parameters(tmp_path: Path, order: str) -> None:
+    run_job(tmp_path, order, "ParametersAreFrozenAndUnfrozen", FROZEN)
 
 
 @pytest.mark.parametrize("order", ["cp", "pc", "ccpp"])
