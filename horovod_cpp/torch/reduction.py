@@ -220,6 +220,7 @@ class Reduction:
         """
         parameter = gradient.parameter
         if self.is_still(gradient) and gradient.group is None:
+            gradient.passes_left = self.passes
             return
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
@@ -383,6 +384,9 @@ class LocalGradients(Reduction):
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Nothing: the optimizer reduces what its step changes."""
+
+    def require_own(self, gradient: Gradient, grad: torch.Tensor) -> None:
+        """Nothing: gradients are left as they are."""
 
 
 def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:

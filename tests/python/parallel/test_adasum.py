@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -194,3 +195,14 @@ def test_a_step_that_fails_leaves_the_parameters() -> None:
         optimizer.step()
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
+
+
+def test_a_gradient_may_require_one() -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), op=hvd.Adasum)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the cycle, which the next line ends
+        model(torch.ones(1, 2)).square().sum().backward(create_graph=True)
+    assert model.weight.grad is not None and model.weight.grad.requires_grad
+    model.weight.grad = model.weight.grad.detach()
+    optimizer.step()

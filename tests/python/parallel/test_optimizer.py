@@ -325,6 +325,21 @@ def test_a_parameter_that_is_unfrozen_later_is_reduced_from_then_on(groups: int 
         assert torch.allclose(late.weight, torch.full_like(late.weight, 1 - max(0, step - 1) * 2 * mean_of_ranks()))
 
 
+def test_a_parameter_may_be_frozen_between_the_passes_of_a_step() -> None:
+    first, second = linear_model(), linear_model()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([first.weight, second.weight], lr=1.0), backward_passes_per_step=2
+    )
+    (first(own_input()) + second(own_input())).sum().backward()
+    second.weight.requires_grad_(False)
+    second.weight.grad = None
+    (first(own_input()) + second(own_input())).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()  # refused while backward passes wait for a step
+    assert torch.allclose(first.weight, torch.full_like(first.weight, 1 - 2 * mean_of_ranks()))
+    assert torch.equal(second.weight, torch.ones_like(second.weight))
+
+
 @pytest.mark.parametrize("groups", [None, 1])
 def test_a_parameter_that_is_frozen_later_stays_where_it_is(groups: int | None) -> None:
     first, second = linear_model(), linear_model()
