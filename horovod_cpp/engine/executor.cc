@@ -556,7 +556,10 @@ void Executor::give_up_call(const CallInFlight& call, const Status& reason) {
   const auto lane = lanes_.find(call.process_set);
   if (lane == lanes_.end()) return;
   if (call.on_device) {  // its handles have ended well, so that only the set's later calls can tell
-    lane->second.in_line.clear();
+    std::erase_if(lane->second.in_line, [&](const std::weak_ptr<Call>& held) {
+      const CallRef one = held.lock();
+      return !one || one->response.call == call.call;
+    });
     on_call_ended_({call.process_set, call.call, reason, in_flight_});
     return;
   }

@@ -187,7 +187,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         def wrapped() -> Any:
             loss = closure()
             self.synchronize()
-            return self._reduction.reduce_loss(loss)
+            return self._reduction.reduce_loss(loss, self._process_sets)
 
         return wrapped
 

@@ -121,11 +121,13 @@ def without_sets(state: dict[str, Any]) -> dict[str, Any]:
 def keeping_sets(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Param groups have their own process sets afterwards, whatever state is loaded within."""
     own = [group.get("process_set") for group in optimizer.param_groups]
-    yield
-    for group, process_set in zip(optimizer.param_groups, own, strict=True):
-        group.pop("process_set", None)
-        if process_set is not None:
-            group["process_set"] = process_set
+    try:
+        yield
+    finally:
+        for group, process_set in zip(optimizer.param_groups, own, strict=False):
+            group.pop("process_set", None)
+            if process_set is not None:
+                group["process_set"] = process_set
 
 
 # ---- groups

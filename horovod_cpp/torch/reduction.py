@@ -140,10 +140,13 @@ class Reduction:
 
     def add(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
         """Reduce this parameter from now on, in a set that was taken up, or from when it requires a gradient."""
-        if not parameter.requires_grad:
-            self.frozen[parameter] = name, process_set
-            return
         name = claim(name, parameter, self.ranks[process_set], self.owner)
+        if parameter.requires_grad:
+            self._begin(parameter, name, process_set)
+        else:
+            self.frozen[parameter] = name, process_set
+
+    def _begin(self, parameter: torch.Tensor, name: str, process_set: ProcessSet) -> None:
         gradient = Gradient(parameter, name, process_set, self.passes)
         gradient.rivals = _gradients_of(parameter)
         for rival in gradient.rivals:
@@ -155,7 +158,7 @@ class Reduction:
         """Reduce what requires a gradient by now."""
         unfrozen = [parameter for parameter in self.frozen if parameter.requires_grad]
         for parameter in unfrozen:
-            self.add(parameter, *self.frozen.pop(parameter))
+            self._begin(parameter, *self.frozen.pop(parameter))
         if unfrozen:
             self.arrange([])
 
@@ -258,8 +261,8 @@ class Reduction:
             made_now = made_now and grad._version == 0
             if made_now:
                 grad = gradient.parameter.grad = sent
-        gradient.version = grad._version if made_now else None
         compressed, gradient.context = self.compression.compress(sent)
+        gradient.version = grad._version if made_now else None  # a compressor may work in place
         if group is not None:
             gradient.reduced = grad
             group.compressed[gradient] = compressed
@@ -352,14 +355,20 @@ class Reduction:
         """Whether a backward pass came since the last synchronize."""
         return any(gradient.passes_left != self.passes for gradient in self.gradients.values())
 
-    def reduce_loss(self, loss: Any) -> Any:
-        """What a closure has returned, a tensor or a number, reduced as gradients are. Blocks."""
-        if not self.gradients or not self.active[self.process_set] or not isinstance(loss, (torch.Tensor, float)):
+    def reduce_loss(self, loss: Any, process_sets: list[ProcessSet]) -> Any:
+        """What a closure has returned, a tensor or a number, reduced as gradients are. Blocks.
+
+        In the set of this optimizer, or in the one of all its param groups: `process_sets` has those, which all ranks
+        know alike. With several others it stays as it is.
+        """
+        used = set(process_sets)
+        process_set = self.process_set if self.process_set in used or len(used) != 1 else used.pop()
+        first = next((each for each in self.gradients.values() if each.process_set is process_set), None)
+        if first is None or not isinstance(loss, (torch.Tensor, float, int)):
             return loss
-        name = f"loss.{next(iter(self.gradients.values())).name}"
         tensor = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(loss, dtype=torch.float64)
         reduced = operations.start_allreduce(
-            tensor, False, name, self.op, 1.0, 1.0, self.process_set, self.site, caller_waits=True
+            tensor, False, f"loss.{first.name}", self.op, 1.0, 1.0, process_set, self.site, caller_waits=True
         ).wait()
         return reduced if isinstance(loss, torch.Tensor) else reduced.item()
 

@@ -101,7 +101,12 @@ std::vector<DeviceMarkRef> DeviceEngine::in_line(int device) {
   look();
   std::vector<DeviceMarkRef> marks;
   for (const auto& [stream, line] : kept_) {
-    if (stream.first == device && line.back().mark->event != nullptr) marks.push_back(line.back().mark);
+    if (stream.first != device) continue;
+    DeviceMarkRef last = line.back().mark;
+    if (last->event == nullptr && !is_closed_by_capture(runtime_.is_capturing(device, stream.second))) {
+      if (Result<DeviceMarkRef> recorded = events_.recorded(last)) last = std::move(recorded).value();
+    }
+    if (last->event != nullptr) marks.push_back(std::move(last));
   }
   return marks;
 }

@@ -71,9 +71,13 @@ std::vector<NcclBackend::CommunicatorRef> NcclBackend::of_set(std::uint16_t proc
   return found;
 }
 
+// Also of sets that are no more: they may have work in line.
 bool NcclBackend::has_several() const {
+  const auto is_there = [](const CommunicatorRef& one) { return one->comm != nullptr; };
   return std::count_if(communicators_.begin(), communicators_.end(),
-                       [](const auto& one) { return one.second->comm != nullptr; }) > 1;
+                       [&](const auto& one) { return is_there(one.second); }) +
+             std::count_if(retired_.begin(), retired_.end(), is_there) >
+         1;
 }
 
 void NcclBackend::abort(Communicator& communicator) {
@@ -106,11 +110,14 @@ void NcclBackend::fail_rank(int rank, const Status& reason) {
 }
 
 void NcclBackend::fail_call(std::uint16_t process_set, std::uint64_t call, const Status& reason) {
-  for (const CommunicatorRef& communicator : of_set(process_set)) {
-    const std::deque<std::uint64_t>& recent = communicator->recent;
-    if (std::find(recent.begin(), recent.end(), call) == recent.end()) continue;
-    fail_set(process_set, reason);
-    return;
+  const auto had_it = [&](const CommunicatorRef& one) {
+    return one->process_set == process_set &&
+           std::find(one->recent.begin(), one->recent.end(), call) != one->recent.end();
+  };
+  const std::vector<CommunicatorRef> now = of_set(process_set);
+  if (std::any_of(now.begin(), now.end(), had_it)) fail_set(process_set, reason);
+  for (const CommunicatorRef& communicator : retired_) {
+    if (had_it(communicator)) fail(*communicator, reason);
   }
 }
 
@@ -307,6 +314,7 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& commu
     }
     if (!status.ok()) {
       fail_set(communicator.process_set, status);
+      fail(communicator, status);  // it may be of a set that is no more
       co_return status;
     }
     co_await Sleep(loop_, nap, settings.priority);
@@ -329,8 +337,10 @@ void NcclBackend::watch() {
   for (const CommunicatorRef& communicator : retired_) {
     const Status status = look_at(*communicator);
     if (status.ok()) continue;
-    log::error("a process set that was removed: {}", status.text());
+    const std::uint64_t call = communicator->pending.front().first;
+    log::error("process set {}, which was removed: {}", communicator->process_set, status.text());
     fail(*communicator, status);
+    failed_late_(communicator->process_set, call, status);
   }
   end_retired();
   for (const auto& [key, communicator] : communicators_) {

@@ -80,8 +80,9 @@ Result<DeviceMarkRef> NcclCall::mark_end() {
   } else {
     mark = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
   }
-  if (mark && has_company() && !settings_.captured) {
-    backend_.last_launch(settings_.device) = {communicator_->number, mark.value()};
+  if (mark && !settings_.captured) {
+    NcclBackend::LastLaunch& last = backend_.last_launch(settings_.device);
+    last = has_company() ? NcclBackend::LastLaunch{communicator_->number, mark.value()} : NcclBackend::LastLaunch();
   }
   return mark;
 }

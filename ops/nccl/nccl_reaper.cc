@@ -6,10 +6,12 @@
 #include <deque>
 #include <mutex>
 #include <set>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "common/log.h"
 #include "ops/nccl/current_device.h"
 
 namespace hvd {
@@ -102,7 +104,7 @@ void NcclReaper::begin(Ending ending) {
     ++state_->threads;
   }
   // Detached: it ends by itself, and NCCL may keep it for longer than this process cares.
-  std::thread([state = state_, number, ending = std::move(ending)]() mutable {
+  const auto end = [state = state_, number, ending = std::move(ending)]() mutable {
     state->end(ending);
     ending.registered = {};
     std::vector<std::shared_ptr<void>> released;
@@ -115,7 +117,14 @@ void NcclReaper::begin(Ending ending) {
     const std::scoped_lock lock(state->mutex);
     --state->threads;
     state->changed.notify_all();
-  }).detach();
+  };
+  try {
+    std::thread(end).detach();
+  } catch (const std::system_error& error) {  // it stays as it is, with what it uses
+    log::error("no thread to end a communicator of NCCL: {}", error.what());
+    const std::scoped_lock lock(state_->mutex);
+    --state_->threads;
+  }
 }
 
 }  // namespace hvd

@@ -16,6 +16,7 @@
 #include <numeric>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "tests/support/fake_device.h"
 #include "tests/support/fake_nccl.h"
@@ -855,7 +856,7 @@ TEST(DeviceFaults, ARemovedSetThatHasLostAMemberIsAborted) {
 TEST(DeviceFaults, ACollectiveThatDoesNotEndIsGivenUp) {
   TestRank::Settings settings;
   settings.options.stall_check_time = 1s;
-  settings.options.stall_shutdown_time = 2s;
+  settings.options.stall_shutdown_time = 5s;
   DeviceJob job(3, settings);
   job.nccl().inject({.kind = FakeNcclFault::Kind::kCollectiveHangs, .rank = 1, .call = 1});
   job.run([](DeviceRank& rank) {
@@ -1011,6 +1012,45 @@ TEST(DeviceFaults, CollectivesOfTwoSetsAreNeverOnADeviceAtOnce) {
       const float sum = i % 2 != 0 ? 3.0f : rank.rank() < 2 ? 2.0f : 1.0f;
       EXPECT_EQ(rank.consume<float>(places[i], 1).front(), sum);
     }
+  });
+  EXPECT_EQ(job.nccl().concurrent_calls(), 0u);
+  job.shut_down();
+}
+
+TEST(DeviceFaults, CollectivesOfASetThatWasAddedAfterAnotherWasRemovedFollowTheOthers) {
+  TestRank::Settings settings;
+  settings.options.dynamic_process_sets = true;
+  DeviceJob job(3, settings);
+  job.run([](DeviceRank& rank) {
+    const DeviceStream side = rank.device.create_stream(0).value();
+    for (int round = 0; round < 4; ++round) {
+      std::vector<std::pair<float*, DeviceStream>> places;
+      const auto call = [&](ProcessSetId set, DeviceStream stream) {
+        auto* const place = reinterpret_cast<float*>(rank.make(160'000));
+        places.emplace_back(place, stream);
+        EXPECT_TRUE(rank.device
+                        .launch(stream, {.name = "producer",
+                                         .writes = {{place, 160'000}},
+                                         .run = [place] { std::fill_n(place, 40'000, 1.0f); }})
+                        .ok());
+        TensorEntry entry = rank.entry(OpKind::kAllreduce, "x", DataType::kFloat32, {40'000}, place, place);
+        entry.request.key.process_set = set;
+        entry.producer = stream;
+        entry.caller_waits = true;
+        const Result<HandleRef> handle = rank.hvd->enqueue(std::move(entry));
+        const Status status = rank.hvd->wait(handle);
+        EXPECT_TRUE(status.ok()) << status.text();
+      };
+      for (int i = 0; i < 3; ++i) call(0, rank.stream);
+      Result<ProcessSetId> set = rank.hvd->add_process_set({0, 1});
+      ASSERT_TRUE(set.ok()) << set.status().text();
+      if (rank.rank() < 2) call(*set, side);
+      TensorEntry remove = make_entry(OpKind::kProcessSetRemove, "remove", DataType::kUint8, {*set}, nullptr, nullptr);
+      ASSERT_TRUE(rank.hvd->wait(rank.hvd->enqueue(std::move(remove))).ok());
+      call(0, rank.stream);
+      for (const auto& [place, stream] : places) EXPECT_GE(rank.consume<float>(place, 1, stream).front(), 1.0f);
+    }
+    rank.device.destroy_stream(0, side);
   });
   EXPECT_EQ(job.nccl().concurrent_calls(), 0u);
   job.shut_down();

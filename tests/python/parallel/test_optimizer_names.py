@@ -82,6 +82,18 @@ def test_the_first_keeps_its_names() -> None:
     assert list(optimizers[1]._parameter_names.values()) == ["weight", "bias"]
 
 
+def test_a_parameter_that_is_unfrozen_later_has_the_name_of_its_turn() -> None:
+    several_ranks()
+    first, second = linear_model(), linear_model()
+    first.weight.requires_grad_(False)
+    one, other = distributed(first), distributed(second)
+    step((first, one), (second, other))
+    first.weight.requires_grad_(True)
+    for _ in range(2):
+        step((first, one), (second, other))
+    assert names(one) == ["weight"] and names(other) == ["weight#2"]
+
+
 def test_who_is_called_again_keeps_its_names() -> None:
     several_ranks()
     first, second = linear_model(), linear_model()

@@ -174,6 +174,22 @@ def own_rows(process_set: hvd.ProcessSet) -> slice:
     return slice(first, first + ROWS)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_loss_of_a_closure_is_reduced_in_the_set_that_all_know(shared: bool, mine: hvd.ProcessSet) -> None:
+    model = network()
+    only, *others = list(model.parameters())
+    groups = [{"params": [only], "process_set": mine}] + ([{"params": others}] if shared else [])
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(groups, lr=0.1), model.named_parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        (hvd.rank() * sum(parameter.square().sum() for parameter in model.parameters())).backward()
+        return torch.tensor(float(hvd.rank()))
+
+    ranks = range(hvd.size()) if shared else range(hvd.rank() % 2, hvd.size(), 2)
+    assert torch.equal(optimizer.step(closure), torch.tensor(sum(ranks) / len(ranks)))
+
+
 def test_adasum_in_two_sets(mine: hvd.ProcessSet) -> None:
     shared, own = linear_model(), linear_model()
     optimizer = hvd.DistributedOptimizer(
