@@ -66,7 +66,8 @@ Status NcclCall::follow_other_communicators() {
     before.push_back(last.mark);
   }
   for (const DeviceMarkRef& mark : before) {
-    if (mark->stream == stream_) continue;
+    const bool is_own = mark->stream == stream_ && !settings_.on_producer;  // a caller's may be a new one there
+    if (is_own) continue;
     HVD_RETURN_IF_ERROR(runtime().wait(settings_.device, stream_, mark->event));
   }
   return {};

@@ -103,27 +103,28 @@ void NcclReaper::begin(Ending ending) {
     state_->under_way.insert(number);
     ++state_->threads;
   }
-  // Detached: it ends by itself, and NCCL may keep it for longer than this process cares.
-  const auto end = [state = state_, number, ending = std::move(ending)]() mutable {
-    state->end(ending);
-    ending.registered = {};
-    std::vector<std::shared_ptr<void>> released;
-    {
-      const std::scoped_lock lock(state->mutex);
-      state->under_way.erase(number);
-      released = state->take_released();
-    }
-    released.clear();
-    const std::scoped_lock lock(state->mutex);
-    --state->threads;
-    state->changed.notify_all();
-  };
+  const auto held = std::make_shared<Ending>(std::move(ending));
   try {
-    std::thread(end).detach();
-  } catch (const std::system_error& error) {  // it stays as it is, with what it uses
+    // Detached: it ends by itself, and NCCL may keep it for longer than this process cares.
+    std::thread([state = state_, number, held] {
+      state->end(*held);
+      held->registered = {};
+      std::vector<std::shared_ptr<void>> released;
+      {
+        const std::scoped_lock lock(state->mutex);
+        state->under_way.erase(number);
+        released = state->take_released();
+      }
+      released.clear();
+      const std::scoped_lock lock(state->mutex);
+      --state->threads;
+      state->changed.notify_all();
+    }).detach();
+  } catch (const std::system_error& error) {
     log::error("no thread to end a communicator of NCCL: {}", error.what());
     const std::scoped_lock lock(state_->mutex);
     --state_->threads;
+    state_->held.emplace_back(number + 1, held);  // for good, as the communicator stays
   }
 }
 
