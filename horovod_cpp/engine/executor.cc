@@ -469,8 +469,8 @@ void Executor::finish(CallRef call, Status status) {
   const bool may_part = !found_alike && has_set && call->membership->size() > 1;
   if (!status.ok() && may_part) devices_.call_failed(call->response, status);
   // From here on a device may still be at work on it, which holds it then.
-  Result<DeviceMarkRef> launched = DeviceMarkRef();
-  if (call->backend != nullptr) launched = call->backend->end(status, call);
+  const Result<DeviceMarkRef> launched =
+      call->backend != nullptr ? call->backend->end(status, call) : Result<DeviceMarkRef>(DeviceMarkRef());
   if (status.ok() && !launched) {
     status = told = launched.status();
     if (may_part) devices_.call_failed(call->response, status);

@@ -75,12 +75,10 @@ Status NcclCall::follow_other_communicators() {
 
 // A caller's stream may be gone when another communicator's call has to follow: that needs an event now.
 Result<DeviceMarkRef> NcclCall::mark_end() {
-  Result<DeviceMarkRef> mark = DeviceMarkRef();
-  if (settings_.on_producer && (settings_.captured || !has_company())) {
-    mark = DeviceEvents::place(settings_.device, stream_, settings_.captured);
-  } else {
-    mark = backend_.devices_.events().mark(settings_.device, stream_, settings_.captured);
-  }
+  const bool needs_event = !settings_.on_producer || (has_company() && !settings_.captured);
+  Result<DeviceMarkRef> mark =
+      needs_event ? backend_.devices_.events().mark(settings_.device, stream_, settings_.captured)
+                  : Result<DeviceMarkRef>(DeviceEvents::place(settings_.device, stream_, settings_.captured));
   if (mark && !settings_.captured) {
     NcclBackend::LastLaunch& last = backend_.last_launch(settings_.device);
     last = has_company() ? NcclBackend::LastLaunch{communicator_->number, mark.value()} : NcclBackend::LastLaunch();
@@ -89,8 +87,7 @@ Result<DeviceMarkRef> NcclCall::mark_end() {
 }
 
 Result<DeviceMarkRef> NcclCall::end(const Status& status, std::shared_ptr<void> held) {
-  Result<DeviceMarkRef> mark = DeviceMarkRef();
-  if (has_stream_) mark = mark_end();
+  Result<DeviceMarkRef> mark = has_stream_ ? mark_end() : Result<DeviceMarkRef>(DeviceMarkRef());
   if (!mark) backend_.devices_.keep_for_good(held);  // there is no telling when the device is done with it
   // NCCL may be about to put its work in line, until the abort that a failure brings has come to its end.
   if (!status.ok() && has_stream_ && backend_.reaper_) backend_.reaper_->release_after(held);
