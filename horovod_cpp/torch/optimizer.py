@@ -162,7 +162,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for the reduced gradients, then do the optimizer's step, which gets all arguments.
 
-        With a closure, wait after each call of it. Its loss, a tensor or a float, is detached and reduced as the
+        With a closure, wait after each call of it. Its loss, a tensor or a number, is detached and reduced as the
         gradients are, so that optimizers that decide by it (LBFGS) decide alike on all ranks.
         """
         if not self._should_synchronize:

@@ -136,8 +136,9 @@ class FakeDevice : public DeviceRuntime {
     fail(FakeCall::kAllocate, Status::internal("out of memory"), number - 1, 1);
   }
   void clear_faults();
-  void hang();     ///< no entry of a queue runs from now on
-  void release();  ///< ends hang
+  bool has_faults_left() const;  ///< calls that are still to fail
+  void hang();                   ///< no entry of a queue runs from now on
+  void release();                ///< ends hang
 
   // What was seen.
 

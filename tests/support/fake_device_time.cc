@@ -129,6 +129,11 @@ void FakeDevice::clear_faults() {
   faults_.clear();
 }
 
+bool FakeDevice::has_faults_left() const {
+  const Lock lock(fake_mutex());
+  return std::ranges::any_of(faults_, [](const Fault& fault) { return fault.times > 0; });
+}
+
 void FakeDevice::hang() {
   const Lock lock(fake_mutex());
   hangs_ = true;
