@@ -76,6 +76,7 @@ Result<std::unique_ptr<FaultPlan>> FaultPlan::parse(std::string_view text, int r
     text = rest;
     Result<Rule> rule = parse_rule(part);
     if (!rule) return rule.status();
+    if (rule->act == Act::kSlow) plan->slows_any_ = true;
     if (rule->rank && *rule->rank != static_cast<std::uint64_t>(rank)) continue;
     if (rule->act == Act::kSlow) {
       plan->bytes_per_second_ = rule->passage;

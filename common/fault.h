@@ -51,6 +51,8 @@ class FaultPlan final : public FaultHook {
 
   FaultAction at(FaultPoint point, int peer) override;
   bool empty() const { return rules_.empty(); }
+  /// Some rank is slow, this one or another.
+  bool slows_any() const { return slows_any_; }
   /// Of "slow": for who builds the transports, `at` knows nothing of it.
   std::optional<std::uint64_t> bytes_per_second() const { return bytes_per_second_; }
 
@@ -67,6 +69,7 @@ class FaultPlan final : public FaultHook {
 
   std::vector<Rule> rules_;
   std::array<std::uint64_t, kFaultPoints> passages_{};
+  bool slows_any_ = false;
   std::optional<std::uint64_t> bytes_per_second_;
 };
 

@@ -48,7 +48,7 @@ CollectiveContext::~CollectiveContext() { cancel(Status::internal("the call has 
 TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std::size_t bytes) {
   auto transfer = std::make_shared<Transfer>(loop_, settings_.priority);
   transfer->direction = direction;
-  transfer->peer = membership_->ranks[static_cast<std::size_t>(peer)];
+  transfer->peer = global_rank(peer);
   auto& counters = direction == Transfer::Direction::kSend ? sent_ : received_;
   transfer->key = first_key(settings_.process_set, settings_.call);
   transfer->key.sequence += counters[static_cast<std::size_t>(peer)]++;
@@ -96,6 +96,14 @@ Pending CollectiveContext::receive_combine(int from, std::span<std::byte> out, c
                                            const Reducer& reducer, OperandOrder order) {
   TransferRef transfer = make(Transfer::Direction::kReceive, from, out.size());
   transfer->arrival = {out.data(), own, reducer.combine, reducer.element_bytes, order == OperandOrder::kIncomingFirst};
+  return start(std::move(transfer));
+}
+
+Pending CollectiveContext::await_notice(int global_peer, BlockNotice notice) {
+  auto transfer = std::make_shared<Transfer>(loop_, settings_.priority);
+  transfer->direction = Transfer::Direction::kReceive;
+  transfer->peer = global_peer;
+  transfer->notice = notice;
   return start(std::move(transfer));
 }
 

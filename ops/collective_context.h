@@ -69,6 +69,20 @@ class CollectiveContext {
   Pending receive_combine(int from, std::span<std::byte> out, const std::byte* own, const Reducer& reducer,
                           OperandOrder order = OperandOrder::kOwnFirst);
 
+  /// Whether all members find what one of them shows in its block, and how much that may be; 0: they do not. Equal on
+  /// all ranks.
+  std::size_t slot_bytes() const { return on_one_host() ? fabric_.slot_bytes() : 0; }
+  /// The transport that has the blocks, and the number of this call there.
+  Transport& block_transport() { return fabric_.data_route(global_rank(rank_ == 0 ? size() - 1 : 0)); }
+  std::uint64_t block_call() const { return (settings_.call & ~kStandingCall) + 1; }
+  /// Ends when `peer` has come so far in this call.
+  Pending await_stage(int peer, BlockStage stage) { return await_notice(global_rank(peer), {block_call(), stage}); }
+  /// Ends when a rank, by its global number, has left another call.
+  Pending await_left(int global_rank, std::uint64_t call) {
+    return await_notice(global_rank, {call, BlockStage::kLeft});
+  }
+  int global_rank(int rank) const { return membership_->ranks[static_cast<std::size_t>(rank)]; }
+
   /// Memory of an algorithm's own that it sends from or receives into: what is started from now on holds it, like the
   /// memory of the call, until the transport has let go. A coroutine's frame may be gone before that.
   void hold(std::shared_ptr<void> memory);
@@ -85,6 +99,7 @@ class CollectiveContext {
  private:
   TransferRef make(Transfer::Direction direction, int peer, std::size_t bytes);
   Pending start(TransferRef transfer);
+  Pending await_notice(int global_peer, BlockNotice notice);
 
   Loop& loop_;
   Fabric& fabric_;

@@ -131,6 +131,7 @@ AlgorithmFacts facts_of(const AllreduceCall& call, const CollectiveContext& cont
           .size = context.size(),
           .small_limit_bytes = call.small_limit_bytes,
           .standing = context.is_standing(),
+          .slot_bytes = context.slot_bytes(),
           .pulls_on_one_host = context.pulls() && context.on_one_host()};
 }
 
@@ -205,8 +206,10 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
 
 // The first message of each rank; it goes no further without something of this one.
 void discard_standing_allreduce(CollectiveContext& context, const AllreduceCall& call) {
+  const AllreduceAlgorithm& algorithm = select_allreduce(facts_of(call, context));
+  if (!algorithm.sends) return;
   std::size_t bytes = call.tensors.front().count * size_of(call.dtype);
-  if (select_allreduce(facts_of(call, context)).uses_chunks) {
+  if (algorithm.uses_chunks) {
     const std::vector<std::size_t> chunks = layout_of(call, context.size()).chunks();
     const auto own = static_cast<std::size_t>(context.rank());
     bytes = chunks[own + 1] - chunks[own];

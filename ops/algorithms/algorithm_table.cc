@@ -7,6 +7,7 @@
 #include "ops/algorithms/allgather_ring.h"
 #include "ops/algorithms/alltoall_pairwise.h"
 #include "ops/algorithms/barrier_dissemination.h"
+#include "ops/algorithms/block_allreduce.h"
 #include "ops/algorithms/broadcast_binomial.h"
 #include "ops/algorithms/direct_allreduce.h"
 #include "ops/algorithms/in_turn_allreduce.h"
@@ -19,6 +20,15 @@ namespace {
 
 bool fits_small(const AlgorithmFacts& facts) { return facts.tensor_bytes <= facts.small_limit_bytes; }
 bool fits_any(const AlgorithmFacts& /*facts*/) { return true; }
+
+// One call with a block is in flight on a rank at a time, as is one standing call.
+bool fits_slot(const AlgorithmFacts& facts) { return facts.standing && facts.tensor_bytes <= facts.slot_bytes; }
+bool fits_block(const AlgorithmFacts& facts) {
+  // Of two ranks each reads as much as with a second step; of more, all that is read more costs less up to here.
+  const std::size_t most_bytes = std::size_t{facts.size == 2 ? 32U : 8U} << 10;
+  return fits_slot(facts) && fits_small(facts) && facts.tensor_bytes <= most_bytes;
+}
+bool fits_block_scatter(const AlgorithmFacts& facts) { return fits_slot(facts) && fits_small(facts); }
 
 // A standing call changes nothing before every rank has begun it. Of two ranks each knows that from the first message,
 // whatever the algorithm; more of them take a direct one, which sums in the order of the one that is taken otherwise.
@@ -35,12 +45,16 @@ bool fits_in_turn(const AlgorithmFacts& facts) {
 }
 
 constexpr std::array kAllreduce{
-    AllreduceAlgorithm{"direct", direct_allreduce, fits_direct, false},
-    AllreduceAlgorithm{"direct_scatter", direct_scatter_allreduce, fits_direct_scatter, true},
-    AllreduceAlgorithm{"direct_scatter_as_ring", direct_scatter_allreduce_as_ring, fits_direct_scatter_as_ring, true},
-    AllreduceAlgorithm{"in_turn", in_turn_allreduce, fits_in_turn, true},
-    AllreduceAlgorithm{"recursive_doubling", recursive_doubling_allreduce, fits_small, false},
-    AllreduceAlgorithm{"ring", ring_allreduce, fits_any, true},
+    AllreduceAlgorithm{"block", block_allreduce, fits_block, false, false},
+    AllreduceAlgorithm{"block_scatter", block_scatter_allreduce, fits_block_scatter, true, false},
+    AllreduceAlgorithm{"block_scatter_as_ring", block_scatter_allreduce_as_ring, fits_slot, true, false},
+    AllreduceAlgorithm{"direct", direct_allreduce, fits_direct, false, true},
+    AllreduceAlgorithm{"direct_scatter", direct_scatter_allreduce, fits_direct_scatter, true, true},
+    AllreduceAlgorithm{"direct_scatter_as_ring", direct_scatter_allreduce_as_ring, fits_direct_scatter_as_ring, true,
+                       true},
+    AllreduceAlgorithm{"in_turn", in_turn_allreduce, fits_in_turn, true, true},
+    AllreduceAlgorithm{"recursive_doubling", recursive_doubling_allreduce, fits_small, false, true},
+    AllreduceAlgorithm{"ring", ring_allreduce, fits_any, true, true},
 };
 constexpr std::array kAllgather{AllgatherAlgorithm{"ring", ring_allgather}};
 constexpr std::array kBroadcast{BroadcastAlgorithm{"binomial", binomial_broadcast}};

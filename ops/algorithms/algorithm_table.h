@@ -14,6 +14,7 @@ struct AlgorithmFacts {
   int size = 1;
   std::size_t small_limit_bytes = 0;
   bool standing = false;           ///< begun before it is known that all ranks begin it
+  std::size_t slot_bytes = 0;      ///< of the blocks that the ranks read; 0: they have none
   bool pulls_on_one_host = false;  ///< all ranks share a host, and may read each other's memory
 };
 
@@ -22,6 +23,7 @@ struct AllreduceAlgorithm {
   Task<Status> (*run)(CollectiveContext& context, ReduceBuffer buffer, Reducer reducer);
   bool (*fits)(const AlgorithmFacts& facts);
   bool uses_chunks;  ///< a fused buffer is laid out chunk by chunk
+  bool sends;        ///< messages; otherwise it uses blocks, and nothing arrives for a call that is not begun
 };
 
 struct AllgatherAlgorithm {

@@ -2,73 +2,25 @@
 
 #include <fmt/format.h>
 
-#include <bit>
 #include <vector>
 
+#include "ops/algorithms/operands.h"
 #include "ops/algorithms/ring_schedule.h"
 
 namespace hvd {
 namespace {
 
-// The same stretch of the operands of all ranks, that of this rank in its place, the others in room of their own.
-class Operands {
- public:
-  Operands(std::span<const std::byte> own, int rank, int size)
-      : bytes_(own.size()), value_(static_cast<std::size_t>(size)), room_(value_.size()) {
-    value_[static_cast<std::size_t>(rank)] = own.data();
+// Room for what the other ranks send; fails when there is no memory.
+Status make_room(CollectiveContext& context, Operands& operands) {
+  std::byte* next = context.lease(operands.bytes() * static_cast<std::size_t>(context.size() - 1));
+  if (next == nullptr) return Status::internal(fmt::format("no memory for the operands of {} ranks", context.size()));
+  for (int rank = 0; rank < context.size(); ++rank) {
+    if (rank == context.rank()) continue;
+    operands.put_in_room(rank, next);
+    next += operands.bytes();
   }
-
-  /// Fails when there is no memory.
-  Status make_room(CollectiveContext& context) {
-    std::byte* next = context.lease(bytes_ * (value_.size() - 1));
-    if (next == nullptr) return Status::internal(fmt::format("no memory for the operands of {} ranks", value_.size()));
-    for (std::size_t i = 0; i < value_.size(); ++i) {
-      if (value_[i] != nullptr) continue;
-      value_[i] = room_[i] = next;
-      next += bytes_;
-    }
-    return {};
-  }
-  std::span<std::byte> room_of(int rank) { return {room_[static_cast<std::size_t>(rank)], bytes_}; }
-
-  /// The results take the room of operands, the last one goes to `output`.
-  void sum_as_recursive_doubling(std::byte* output, const Reducer& reducer) {
-    const auto size = static_cast<int>(value_.size());
-    const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size)));
-    int left = size - 1;
-    for (int i = 0; i + paired < size; ++i) combine(i, i + paired, --left == 0 ? output : nullptr, reducer);
-    for (int distance = 1; distance < paired; distance *= 2) {
-      for (int i = 0; i < paired; i += 2 * distance) {
-        combine(i, i + distance, --left == 0 ? output : nullptr, reducer);
-      }
-    }
-  }
-  /// A chunk that the ring begins to sum at `rank`.
-  void sum_as_ring(int rank, std::byte* output, const Reducer& reducer) {
-    const auto size = static_cast<int>(value_.size());
-    int sum = rank;
-    for (int k = 1; k < size; ++k) {
-      const int next = wrap(rank + k, size);
-      combine(next, sum, k == size - 1 ? output : nullptr, reducer);
-      sum = next;
-    }
-  }
-
- private:
-  // Into `output`, or into the room of one of the two; the result is then that of `left`.
-  void combine(int left, int right, std::byte* output, const Reducer& reducer) {
-    const auto l = static_cast<std::size_t>(left);
-    const auto r = static_cast<std::size_t>(right);
-    std::byte* const place = output != nullptr ? output : room_[l] != nullptr ? room_[l] : room_[r];
-    reducer.combine(place, value_[l], value_[r], bytes_ / reducer.element_bytes);
-    value_[l] = place;
-    room_[l] = place;
-  }
-
-  std::size_t bytes_;
-  std::vector<const std::byte*> value_;
-  std::vector<std::byte*> room_;
-};
+  return {};
+}
 
 // Ends with the first failure.
 Task<Status> all_of(std::vector<Pending> transfers) {
@@ -83,8 +35,9 @@ Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer,
   const int size = context.size();
   const auto begin_of = [&](int chunk) { return buffer.chunks[static_cast<std::size_t>(chunk)]; };
   const auto bytes_of = [&](int chunk) { return begin_of(chunk + 1) - begin_of(chunk); };
-  Operands operands({buffer.input + begin_of(rank), bytes_of(rank)}, rank, size);
-  HVD_CO_RETURN_IF_ERROR(operands.make_room(context));
+  Operands operands(size, bytes_of(rank));
+  operands.put(rank, buffer.input + begin_of(rank));
+  HVD_CO_RETURN_IF_ERROR(make_room(context, operands));
   std::vector<Pending> operand_transfers;
   std::vector<Pending> others;
   for (int k = 1; k < size; ++k) {
@@ -110,8 +63,9 @@ Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer,
 Task<Status> direct_allreduce(CollectiveContext& context, ReduceBuffer buffer, Reducer reducer) {
   const int rank = context.rank();
   const int size = context.size();
-  Operands operands({buffer.input, buffer.bytes}, rank, size);
-  HVD_CO_RETURN_IF_ERROR(operands.make_room(context));
+  Operands operands(size, buffer.bytes);
+  operands.put(rank, buffer.input);
+  HVD_CO_RETURN_IF_ERROR(make_room(context, operands));
   std::vector<Pending> transfers;
   for (int k = 1; k < size; ++k) {
     const int peer = wrap(rank + k, size);

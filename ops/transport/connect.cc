@@ -21,7 +21,7 @@
 namespace hvd {
 namespace {
 
-constexpr std::string_view kWireVersion = "3";
+constexpr std::string_view kWireVersion = "4";
 
 using Blobs = std::vector<std::vector<std::byte>>;
 
@@ -190,6 +190,7 @@ class Connecting {
     connection_.hosts = hosts_of(reached_);
     HVD_RETURN_IF_ERROR(connect_over_tcp());
     HVD_RETURN_IF_ERROR(route_data());
+    if (blocks_are_shared()) connection_.fabric->share_blocks(slot_bytes_for(size_));
     place_on_hosts(connection_);
     return std::move(connection_);
   }
@@ -264,6 +265,19 @@ class Connecting {
     tcp_ = &connection_.fabric->add(std::move(transport).value());
     for (const int peer : peers) connection_.fabric->route_control(peer, *tcp_);
     return {};
+  }
+
+  // All that sends data by shared memory to some of its host sends it so to all of it; the same answer on all ranks.
+  bool blocks_are_shared() const {
+    if (options_.transport == "tcp" || options_.transport == "mpi") return false;
+    for (int a = 0; a < size_; ++a) {
+      for (int b = 0; b < a; ++b) {
+        const bool same_host =
+            connection_.hosts[static_cast<std::size_t>(a)] == connection_.hosts[static_cast<std::size_t>(b)];
+        if (same_host && !share(reached_, a, b)) return false;
+      }
+    }
+    return true;
   }
 
   Status route_data() {

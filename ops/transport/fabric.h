@@ -19,6 +19,11 @@ class Fabric {
   void route_control(int peer, Transport& transport) { routes_[static_cast<std::size_t>(peer)].control = &transport; }
   void route_data(int peer, Transport& transport) { routes_[static_cast<std::size_t>(peer)].data = &transport; }
 
+  /// All pairs of ranks with one host number have blocks at the transport of their data, with slots of so many bytes
+  /// (ops/transport/shared_blocks.h). The same on all ranks; 0: not so.
+  void share_blocks(std::size_t slot_bytes) { slot_bytes_ = slot_bytes; }
+  std::size_t slot_bytes() const { return slot_bytes_; }
+
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(routes_.size()); }
 
@@ -61,6 +66,7 @@ class Fabric {
   Transport& control(int peer) { return *routes_[static_cast<std::size_t>(peer)].control; }
 
   int rank_;
+  std::size_t slot_bytes_ = 0;
   std::vector<Route> routes_;
   std::vector<std::unique_ptr<Transport>> transports_;
 };

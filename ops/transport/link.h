@@ -38,6 +38,10 @@ class Link {
   virtual Pulled pull(std::uint64_t /*address*/, std::span<std::byte> /*place*/) { return Pulled::kRefused; }
   /// Wakes the peer if it sleeps and something was written or consumed since the last call.
   virtual void ring() = 0;
+  /// Wakes the peer at the next `ring`, although nothing was written here.
+  virtual void nudge() {}
+  /// The peer's process, or its end of the link, has ended: it reads nothing of this rank any more.
+  virtual bool peer_has_ended() const { return false; }
   /// After the owner said that it sleeps: true when there is something to read, or room for what did not fit.
   virtual bool has_news() = 0;
   /// Why the peer is gone, once everything that it sent was read; a success while it is there.

@@ -101,6 +101,10 @@ void StreamTransport::do_start(const TransferRef& transfer) {
     transfer->complete(peer.lost);
     return;
   }
+  if (transfer->notice) {
+    await_notice(peer, transfer);
+    return;
+  }
   if (transfer->direction == Transfer::Direction::kReceive) {
     start_receive(peer, transfer);
     return;
@@ -126,6 +130,22 @@ void StreamTransport::do_start(const TransferRef& transfer) {
   peer.credits_without_send.erase(credit);
   peer.sends_without_credit.emplace(transfer->key, transfer);
   send_credited(peer, transfer->key, credited);
+}
+
+// What a peer has shown stays there when it has gone.
+void StreamTransport::await_notice(Peer& peer, const TransferRef& transfer) {
+  blocks_->await(transfer);
+  if (!transfer->done() && peer.left) {
+    blocks_->cancel(transfer);
+    transfer->complete(lost_status(peer, Status::internal("it has left the job")));
+  }
+}
+
+void StreamTransport::nudge(int rank) {
+  Peer& peer = peer_of(rank);
+  if (!peer.lost.ok()) return;
+  peer.nudged = true;
+  if (!holds_bells_) ring(peer);
 }
 
 void StreamTransport::offer(Peer& peer, const TransferRef& transfer) {
@@ -201,7 +221,7 @@ bool StreamTransport::write(Peer& peer) {
     if (!write_current(peer, budget)) break;
     moved = true;
   }
-  if (moved && !holds_bells_) peer.link->ring();
+  if (moved && !holds_bells_) ring(peer);
   return moved;
 }
 
@@ -315,7 +335,7 @@ bool StreamTransport::pull(Peer& peer) {
         return true;
     }
   }
-  if (any && !holds_bells_) peer.link->ring();
+  if (any && !holds_bells_) ring(peer);
   return any;
 }
 
@@ -390,7 +410,7 @@ bool StreamTransport::read(Peer& peer) {
       return true;
     }
   }
-  if (moved && !holds_bells_) peer.link->ring();
+  if (moved && !holds_bells_) ring(peer);
   return moved;
 }
 
@@ -525,7 +545,8 @@ Status StreamTransport::end_frame(Peer& peer) {
 
 bool StreamTransport::progress() {
   wakeup_->refresh();
-  bool moved = false;
+  // Before anybody is found to have ended: what that one showed before counts.
+  bool moved = blocks_ != nullptr && blocks_->deliver();
   for (Peer* peer : active_) {
     if (!peer->lost.ok()) continue;
     if (read(*peer)) moved = true;
@@ -543,8 +564,14 @@ bool StreamTransport::progress() {
 
 void StreamTransport::ring() {
   for (Peer* peer : active_) {
-    if (peer->lost.ok()) peer->link->ring();
+    if (peer->lost.ok()) ring(*peer);
   }
+}
+
+// Bells were held: by now the peer may have come by itself, and sleep for another reason.
+void StreamTransport::ring(Peer& peer) {
+  if (std::exchange(peer.nudged, false) && blocks_->may_wait_for_this(peer.rank)) peer.link->nudge();
+  peer.link->ring();
 }
 
 bool StreamTransport::arm() {
@@ -556,7 +583,7 @@ bool StreamTransport::arm() {
   for (Peer* peer : active_) {
     if (peer->lost.ok() && write(*peer)) wrote = true;
   }
-  if (wrote) return false;
+  if (wrote || (blocks_ != nullptr && blocks_->has_news())) return false;
   return std::none_of(active_.begin(), active_.end(),
                       [](Peer* peer) { return peer->lost.ok() && (!peer->pulls.empty() || peer->link->has_news()); });
 }
@@ -569,6 +596,7 @@ Status StreamTransport::lost_status(const Peer& peer, const Status& cause) const
 
 void StreamTransport::lose(Peer& peer, const Status& cause) {
   peer.lost = lost_status(peer, cause);
+  if (blocks_ != nullptr && peer.link->peer_has_ended()) blocks_->gone(peer.rank);
   peer.link->close();  // a peer that lives must not wait for what this rank sends no more
   end_transfers(peer, peer.lost);
   if (!peer.left) events().on_peer_lost(peer.rank, peer.lost);
@@ -592,6 +620,10 @@ void StreamTransport::end_awaited(Peer& peer, const Status& status) {
   peer.offered.clear();
   peer.offers.clear();
   peer.pulls.clear();
+  if (blocks_ != nullptr) {
+    blocks_->deliver();  // what it showed before
+    blocks_->end(peer.rank, status);
+  }
   for (const TransferRef& transfer : ended) transfer->complete(status);
 }
 
@@ -611,7 +643,9 @@ void StreamTransport::end_transfers(Peer& peer, const Status& status) {
 void StreamTransport::cancel(const TransferRef& transfer, const Status& status) {
   if (transfer->done()) return;
   Peer& peer = peer_of(transfer->peer);
-  if (transfer->direction == Transfer::Direction::kReceive) {
+  if (transfer->notice) {
+    blocks_->cancel(transfer);
+  } else if (transfer->direction == Transfer::Direction::kReceive) {
     if (peer.receives.erase(transfer->key) > 0) peer.abandoned.insert(transfer->key);
     if (std::erase_if(peer.pulls, [&](const Pull& pull) { return pull.transfer == transfer; }) > 0) {
       queue_control(peer, FrameKind::kTaken, transfer->key, 0);

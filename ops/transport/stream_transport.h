@@ -45,7 +45,11 @@ class StreamTransport final : public Transport {
   void add_peer(int peer, std::unique_ptr<Link> link);
   bool has_peer(int peer) const { return peers_[static_cast<std::size_t>(peer)] != nullptr; }
 
+  /// Blocks of this rank and of peers that have links here; before the first call that uses them.
+  void share_blocks(std::unique_ptr<SharedBlocks> blocks) { blocks_ = std::move(blocks); }
+
   std::string_view name() const override { return settings_.name; }
+  SharedBlocks* blocks() override { return blocks_.get(); }
   void cancel(const TransferRef& transfer, const Status& status) override;
   bool progress() override;
   void hold_bells() override { holds_bells_ = true; }
@@ -60,6 +64,7 @@ class StreamTransport final : public Transport {
  protected:
   void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) override;
   void do_start(const TransferRef& transfer) override;
+  void nudge(int peer) override;
 
  private:
   // A frame on its way out: `head` holds the header and perhaps the payload, `transfer` the payload otherwise.
@@ -109,6 +114,7 @@ class StreamTransport final : public Transport {
     std::deque<Pull> pulls;
     std::set<TransferKey> abandoned;  // receives that were cancelled; what still comes for them is dropped
     Incoming in;
+    bool nudged = false;  // since the last ring
     bool said_goodbye = false;
     bool left = false;
     Status lost;  // not ok: the peer is gone
@@ -117,6 +123,7 @@ class StreamTransport final : public Transport {
   Peer& peer_of(int rank) { return *peers_[static_cast<std::size_t>(rank)]; }
   FrameHeader header_for(FrameKind kind, const TransferKey& key, std::uint64_t bytes) const;
   bool write(Peer& peer);
+  void ring(Peer& peer);
   bool write_current(Peer& peer, std::size_t& budget);
   bool read(Peer& peer);
   Status read_header(Peer& peer, std::span<const std::byte>& bytes);
@@ -132,6 +139,7 @@ class StreamTransport final : public Transport {
   }
   void queue_control(Peer& peer, FrameKind kind, const TransferKey& key, std::uint64_t bytes,
                      std::span<const std::byte> payload = {});
+  void await_notice(Peer& peer, const TransferRef& transfer);
   void offer(Peer& peer, const TransferRef& transfer);
   Status take_offer(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload);
   void match_offer(Peer& peer, const Offer& offer, const TransferRef& transfer);
@@ -146,6 +154,7 @@ class StreamTransport final : public Transport {
 
   Settings settings_;
   std::unique_ptr<Wakeup> wakeup_;
+  std::unique_ptr<SharedBlocks> blocks_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by global rank; nullptr: not reached by this transport
   std::vector<Peer*> active_;
   std::vector<std::byte> pulled_;  // the last piece that has to be combined

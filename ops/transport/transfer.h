@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -23,6 +24,19 @@ struct TransferKey {
   std::uint16_t channel = 0;
   std::uint32_t sequence = 0;
   auto operator<=>(const TransferKey&) const = default;
+};
+
+/// How far a call has come on a rank, as its block shows (ops/transport/shared_blocks.h).
+enum class BlockStage : std::uint8_t {
+  kOperand = 1,
+  kSum = 2,
+  kLeft = 3,  ///< the rank reads nothing more of the call; not shown
+};
+
+/// What a transfer waits for that moves no bytes.
+struct BlockNotice {
+  std::uint64_t call = 0;
+  BlockStage stage = BlockStage::kOperand;
 };
 
 /// What happens to bytes that arrive: copied to `out`, or combined with `own` into `out`.
@@ -46,10 +60,11 @@ class Transfer {
   int peer = -1;  ///< global rank
   TransferKey key;
   std::size_t bytes = 0;
-  bool may_be_pulled = false;        ///< the receiver may read the sender's memory; equal at both ends
-  const std::byte* data = nullptr;   ///< send: what to send
-  Arrival arrival;                   ///< receive: where to
-  std::shared_ptr<void> keep_alive;  ///< held until the transport has let go of the memory
+  std::optional<BlockNotice> notice;  ///< receive, of no bytes: it ends when the peer has come so far
+  bool may_be_pulled = false;         ///< the receiver may read the sender's memory; equal at both ends
+  const std::byte* data = nullptr;    ///< send: what to send
+  Arrival arrival;                    ///< receive: where to
+  std::shared_ptr<void> keep_alive;   ///< held until the transport has let go of the memory
 
   bool done() const { return done_; }
   const Status& status() const { return status_; }

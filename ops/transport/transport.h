@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/counter.h"
 #include "common/fault.h"
+#include "ops/transport/shared_blocks.h"
 #include "ops/transport/transfer.h"
 
 namespace hvd {
@@ -56,6 +57,16 @@ class Transport {
   /// transfer has ended *and* `keep_alive` was let go.
   void start(const TransferRef& transfer);
 
+  /// Memory that peers read in place; nullptr where this transport has none.
+  virtual SharedBlocks* blocks() { return nullptr; }
+  /// Shows what this rank has put into its block, `bytes` of it to all `peers` together, and wakes those that sleep in
+  /// the call. Fails where the fault hook says so.
+  Status show(std::span<const int> peers, BlockStage stage, std::size_t bytes);
+  /// Where `peer` has what it shows; nullptr when a transfer has to wait for it.
+  const std::byte* look_for(int peer, BlockStage stage);
+  /// Leaves the call of the block, and wakes those that have waited for that.
+  void leave_block(std::span<const int> peers);
+
   /// Ends a transfer early with `status`. A send that is half-way is finished behind the scenes.
   virtual void cancel(const TransferRef& transfer, const Status& status) = 0;
 
@@ -96,6 +107,9 @@ class Transport {
   /// `crc` travels with the message.
   virtual void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) = 0;
   virtual void do_start(const TransferRef& transfer) = 0;
+
+  /// Wakes a peer that sleeps and finds its news in a block.
+  virtual void nudge(int /*peer*/) {}
 
   /// For implementations: hands a control message to the owner, past the fault hook. kInternal when it does not have
   /// the checksum that came with it: what the peer sends is not to be trusted any more.

@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 
 constexpr int kManyRanks = 16;  // from here on, an operation must stay cheap on each rank
 
-NetworkBehaviour draw_network(Random& random) {
+NetworkBehaviour draw_network(Random& random, int ranks) {
   NetworkBehaviour network;
   network.shortest = random.pick<Duration>({Duration(0), microseconds(1), microseconds(20)});
   network.longest = network.shortest + random.pick<Duration>({Duration(200), microseconds(5), microseconds(200)});
@@ -27,6 +27,8 @@ NetworkBehaviour draw_network(Random& random) {
   }
   network.eager_limit_bytes = random.pick<std::size_t>({0, 256, 4096, 1 << 20});
   network.copied_limit_bytes = std::min(network.eager_limit_bytes, random.pick<std::size_t>({0, 64, 1024}));
+  network.slot_bytes = random.pick<std::size_t>({0, 256, 4096, 4096});
+  if (ranks >= kManyRanks) network.slot_bytes = 0;
   network.cut_percent = random.pick({0, 20, 60});
   return network;
 }
@@ -53,7 +55,7 @@ class Drawing {
   }
 
   Scenario draw() {
-    scenario_.network = draw_network(random_);
+    scenario_.network = draw_network(random_, scenario_.ranks);
     scenario_.options = draw_options(random_, control_only_);
     draw_pace();
     draw_sets();

@@ -34,7 +34,19 @@ SimulatedNetwork::SimulatedNetwork(int size, NetworkBehaviour behaviour, Schedul
       trace_(trace),
       checker_(checker),
       transports_(static_cast<std::size_t>(size)),
-      links_(static_cast<std::size_t>(size) * static_cast<std::size_t>(size)) {}
+      links_(static_cast<std::size_t>(size) * static_cast<std::size_t>(size)) {
+  if (behaviour_.slot_bytes == 0) return;
+  blocks_.resize(static_cast<std::size_t>(size) * block_bytes(behaviour_.slot_bytes) + alignof(BlockWords));
+  for (int rank = 0; rank < size; ++rank) std::construct_at(reinterpret_cast<BlockWords*>(block(rank).data()));
+}
+
+std::span<std::byte> SimulatedNetwork::block(int rank) {
+  void* place = blocks_.data();
+  std::size_t room = blocks_.size();
+  std::align(alignof(BlockWords), 1, place, room);
+  const std::size_t bytes = block_bytes(behaviour_.slot_bytes);
+  return {static_cast<std::byte*>(place) + static_cast<std::size_t>(rank) * bytes, bytes};
+}
 
 std::unique_ptr<Transport> SimulatedNetwork::connect(int rank) {
   auto transport = std::make_unique<SimulatedTransport>(*this, rank);
@@ -131,7 +143,11 @@ SimulatedTransport::SimulatedTransport(SimulatedNetwork& network, int rank)
       rank_(rank),
       gone_(static_cast<std::size_t>(network.size_)),
       left_(static_cast<std::size_t>(network.size_)),
-      said_goodbye_(static_cast<std::size_t>(network.size_)) {}
+      said_goodbye_(static_cast<std::size_t>(network.size_)) {
+  if (network.behaviour_.slot_bytes == 0) return;
+  blocks_.emplace(rank, network.size_, network.behaviour_.slot_bytes);
+  for (int peer = 0; peer < network.size_; ++peer) blocks_->add(peer, network.block(peer));
+}
 
 SimulatedTransport::~SimulatedTransport() { network_.transports_[static_cast<std::size_t>(rank_)] = nullptr; }
 
@@ -168,11 +184,28 @@ void SimulatedTransport::do_start(const TransferRef& transfer) {
                        number_of(transfer->key), transfer->bytes);
   if (gone(transfer->peer)) {
     transfer->complete(lost_status(transfer->peer, "its process has gone"));
+  } else if (transfer->notice) {
+    await_notice(transfer);
   } else if (sends) {
     start_send(transfer);
   } else {
     start_receive(transfer);
   }
+}
+
+void SimulatedTransport::await_notice(const TransferRef& transfer) {
+  blocks_->await(transfer);
+  if (transfer->done() || !left(transfer->peer)) return;
+  blocks_->cancel(transfer);
+  transfer->complete(lost_status(transfer->peer, "it has left the job"));
+}
+
+void SimulatedTransport::nudge(int peer) {
+  if (gone(peer)) return;
+  Packet packet;
+  packet.kind = Packet::Kind::kNudge;
+  packet.peer = rank_;
+  network_.deliver_at(network_.schedule_.now() + network_.draw_delay(), peer, std::move(packet));
 }
 
 void SimulatedTransport::start_send(const TransferRef& transfer) {
@@ -308,7 +341,8 @@ void SimulatedTransport::finish_if_whole(const FlowKey& flow) {
 }
 
 bool SimulatedTransport::progress() {
-  if (inbox_.empty()) return false;
+  const bool delivered = blocks_ && blocks_->deliver();
+  if (inbox_.empty()) return delivered;
   for (int i = 0; i < kPacketsPerProgress && !inbox_.empty(); ++i) {
     Packet packet = std::move(inbox_.front());
     inbox_.pop_front();
@@ -360,6 +394,7 @@ void SimulatedTransport::take(Packet& packet) {
     case Packet::Kind::kPeerLost:
       lose(packet.peer);
       return;
+    case Packet::Kind::kNudge:
     case Packet::Kind::kSendDone:
       return;
   }
@@ -372,7 +407,9 @@ void SimulatedTransport::cancel(const TransferRef& transfer, const Status& statu
   if (transfer->done()) return;
   const FlowKey flow{transfer->peer, transfer->key};
   network_.trace_.note(Trace::What::kCancel, rank_, transfer->peer, number_of(transfer->key), 0);
-  if (transfer->direction == Transfer::Direction::kReceive) {
+  if (transfer->notice) {
+    blocks_->cancel(transfer);
+  } else if (transfer->direction == Transfer::Direction::kReceive) {
     const auto found = inflows_.find(flow);
     if (found != inflows_.end() && found->second.receive == transfer) {
       found->second.receive.reset();
@@ -397,12 +434,17 @@ void SimulatedTransport::lose(int peer) {
   network_.trace_.note(Trace::What::kPeerLost, rank_, peer, 0, 0);
   const bool expected = left(peer) || said_goodbye_[static_cast<std::size_t>(peer)];
   gone_[static_cast<std::size_t>(peer)] = true;
+  if (blocks_) blocks_->gone(peer);
   const Status status = lost_status(peer, "its process has gone");
   end_transfers(peer, status);
   if (!expected) events().on_peer_lost(peer, status);
 }
 
 void SimulatedTransport::end_transfers(int peer, const Status& status) {
+  if (blocks_) {
+    blocks_->deliver();  // what it showed before
+    blocks_->end(peer, status);
+  }
   std::vector<TransferRef> ended;
   const auto of_peer = [&](const auto& flow) { return flow.first.first == peer; };
   for (const auto& entry : inflows_) {

@@ -7,7 +7,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -26,6 +28,7 @@ struct NetworkBehaviour {
   Duration straggler_longest{};
   std::size_t copied_limit_bytes = 0;  ///< up to here a send ends at once
   std::size_t eager_limit_bytes = 0;   ///< above, a send waits until its receive was asked for
+  std::size_t slot_bytes = 0;          ///< of the blocks that ranks share; 0: they share none
   int cut_percent = 0;                 ///< chance that a transfer is cut at a random byte, again and again
 };
 
@@ -65,7 +68,7 @@ class SimulatedNetwork {
   friend class SimulatedTransport;
 
   struct Packet {
-    enum class Kind : std::uint8_t { kControl, kPiece, kCredit, kSendDone, kGoodbye, kPeerLost };
+    enum class Kind : std::uint8_t { kControl, kPiece, kCredit, kSendDone, kNudge, kGoodbye, kPeerLost };
     Kind kind = Kind::kControl;
     int peer = -1;
     TransferKey key;
@@ -82,6 +85,7 @@ class SimulatedNetwork {
   LinkTimes& link(int from, int to) {
     return links_[static_cast<std::size_t>(from) * static_cast<std::size_t>(size_) + static_cast<std::size_t>(to)];
   }
+  std::span<std::byte> block(int rank);
   Duration draw_delay();
   bool sabotaged(Sabotage::Kind kind) { return sabotage_.kind == kind && --sabotage_.passage == 0; }
   void send_control(int from, int to, Packet packet);
@@ -98,6 +102,7 @@ class SimulatedNetwork {
   std::function<void(int)> wake_;
   ControlObserver control_observer_;
   Sabotage sabotage_;
+  std::vector<std::byte> blocks_;  // of all ranks
   std::vector<SimulatedTransport*> transports_;
   std::vector<LinkTimes> links_;
   std::vector<Packet> packets_;  // on their way; a slot is used again after the arrival
@@ -111,10 +116,11 @@ class SimulatedTransport final : public Transport {
   ~SimulatedTransport() override;
 
   std::string_view name() const override { return "simulated"; }
+  SharedBlocks* blocks() override { return blocks_ ? &*blocks_ : nullptr; }
   void cancel(const TransferRef& transfer, const Status& status) override;
   bool progress() override;
   bool arm() override {
-    armed_ = inbox_.empty();
+    armed_ = inbox_.empty() && !(blocks_ && blocks_->has_news());
     return armed_;
   }
   void disarm() override { armed_ = false; }
@@ -125,6 +131,7 @@ class SimulatedTransport final : public Transport {
  protected:
   void do_post(int peer, std::vector<std::byte> message, std::uint32_t crc) override;
   void do_start(const TransferRef& transfer) override;
+  void nudge(int peer) override;
 
  private:
   friend class SimulatedNetwork;
@@ -146,6 +153,7 @@ class SimulatedTransport final : public Transport {
     std::vector<std::byte> early;
   };
 
+  void await_notice(const TransferRef& transfer);
   void start_send(const TransferRef& transfer);
   void start_receive(const TransferRef& transfer);
   void begin_writing(const FlowKey& flow);
@@ -164,6 +172,7 @@ class SimulatedTransport final : public Transport {
   int rank_;
   bool dead_ = false;
   bool armed_ = false;
+  std::optional<SharedBlocks> blocks_;  // seen by others at once, while news of it takes its time
   std::deque<Packet> inbox_;
   std::map<FlowKey, Outflow> outflows_;
   std::map<FlowKey, Inflow> inflows_;

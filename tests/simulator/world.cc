@@ -114,6 +114,7 @@ void World::build_rank(int rank) {
     fabric->route_control(peer, transport);
     fabric->route_data(peer, transport);
   }
+  fabric->share_blocks(scenario_.network.slot_bytes);
   Runtime::Settings settings;
   settings.everyone = rank == 0 ? everyone(scenario_.ranks) : rank_of(0).runtime->process_set(0);
   settings.options = scenario_.options;

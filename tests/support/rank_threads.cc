@@ -39,6 +39,7 @@ TestRank::TestRank(InprocNetwork& network, int rank, Settings settings) {
     fabric->route_control(peer, transport);
     fabric->route_data(peer, transport);
   }
+  fabric->share_blocks(network.slot_bytes());
   Runtime::Settings runtime_settings;
   runtime_settings.everyone = everyone(network.size());
   runtime_settings.process_sets = std::move(settings.process_sets);

@@ -15,7 +15,7 @@ struct Options {
   std::chrono::microseconds cycle_time{1000};                   ///< longest wait for company, not a sleep
   std::size_t cache_capacity = 65536;                           ///< agreed: names remembered; 0: no response cache
   std::size_t small_limit_bytes = std::size_t{64} << 10;        ///< agreed: up to here, recursive doubling
-  std::size_t standing_limit_bytes = std::size_t{64} << 10;     ///< up to here, a repeated call may need no negotiation
+  std::size_t standing_limit_bytes = std::size_t{1} << 20;      ///< up to here, a repeated call may need no negotiation
   int standing_after = 8;                                       ///< after so many calls alone in a row; 0: never
   std::size_t pull_from_bytes = std::size_t{2} << 20;           ///< agreed: from here, a host copies once; 0: never
   std::size_t segment_bytes = std::size_t{256} << 10;           ///< agreed: piece of a chunk in flight

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "common/check.h"
@@ -23,16 +24,23 @@ struct InprocNetwork::Rank {
   }
 };
 
+// Not touched before it is used.
+struct InprocNetwork::Memory {
+  explicit Memory(std::size_t bytes)
+      : place(static_cast<std::byte*>(::operator new(bytes, std::align_val_t(64)))), size(bytes) {}
+  ~Memory() { ::operator delete(place, std::align_val_t(64)); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  std::byte* place;
+  std::size_t size;
+};
+
 struct InprocNetwork::Ring {
-  explicit Ring(std::size_t bytes)
-      : memory(static_cast<std::byte*>(::operator new(bytes, std::align_val_t(64)))), size(bytes) {}
-  ~Ring() { ::operator delete(memory, std::align_val_t(64)); }
-  Ring(const Ring&) = delete;
-  Ring& operator=(const Ring&) = delete;
+  explicit Ring(std::size_t bytes) : memory(bytes) {}
 
   ByteRingControl control;
-  std::byte* memory;  // not touched before it is used
-  std::size_t size;
+  Memory memory;
   std::atomic<bool> closed{false};        // by its writer
   Guarded<bool> memory_is_closed{false};  // of the writer; held while the reader pulls from it
 };
@@ -44,8 +52,8 @@ class InprocLink final : public Link {
       : peer_(std::move(peer)),
         out_(std::move(out)),
         in_(std::move(in)),
-        writer_(out_->control, {out_->memory, out_->size}),
-        reader_(in_->control, {in_->memory, in_->size}),
+        writer_(out_->control, {out_->memory.place, out_->memory.size}),
+        reader_(in_->control, {in_->memory.place, in_->memory.size}),
         pulls_(pulls) {}
 
   std::size_t write_some(std::span<const std::byte> bytes) override {
@@ -68,8 +76,10 @@ class InprocLink final : public Link {
   }
   void ring() override {
     const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
-    if ((std::exchange(made_room_, false) || unread) && peer_->sleeping.load()) peer_->wake();
+    const bool nudged = std::exchange(nudged_, false);
+    if ((std::exchange(made_room_, false) || unread || nudged) && peer_->sleeping.load()) peer_->wake();
   }
+  void nudge() override { nudged_ = true; }
   bool has_news() override {
     return !reader_.peek().empty() || (writer_.blocked() && writer_.has_room()) || peer_has_ended();
   }
@@ -77,6 +87,7 @@ class InprocLink final : public Link {
     if (!peer_has_ended() || !reader_.peek().empty()) return {};
     return Status::internal(peer_->gone.load() ? "its process has gone" : "it has closed the connection");
   }
+  bool peer_has_ended() const override { return peer_->gone.load() || in_->closed.load(); }
   void close() override {
     out_->memory_is_closed.with([](bool& closed) { closed = true; });
     out_->closed.store(true);
@@ -84,14 +95,13 @@ class InprocLink final : public Link {
   }
 
  private:
-  bool peer_has_ended() const { return peer_->gone.load() || in_->closed.load(); }
-
   std::shared_ptr<InprocNetwork::Rank> peer_;
   std::shared_ptr<InprocNetwork::Ring> out_;
   std::shared_ptr<InprocNetwork::Ring> in_;
   ByteRingWriter writer_;
   ByteRingReader reader_;
   bool pulls_;
+  bool nudged_ = false;
   bool wrote_ = false;      // since the last ring
   bool made_room_ = false;  // for a writer that found none
 };
@@ -115,11 +125,15 @@ class InprocWakeup final : public Wakeup {
   InprocNetwork::Rank& self_;
 };
 
-InprocNetwork::InprocNetwork(int size, std::size_t ring_bytes, bool pulls)
-    : ring_bytes_(std::bit_ceil(ring_bytes)), pulls_(pulls) {
+InprocNetwork::InprocNetwork(int size, std::size_t ring_bytes, bool pulls, std::size_t slot_bytes)
+    : ring_bytes_(std::bit_ceil(ring_bytes)), pulls_(pulls), slot_bytes_(slot_bytes) {
   const auto ranks = static_cast<std::size_t>(size);
   for (std::size_t i = 0; i < ranks; ++i) ranks_.push_back(std::make_shared<Rank>());
   for (std::size_t i = 0; i < ranks * ranks; ++i) rings_.push_back(std::make_shared<Ring>(ring_bytes_));
+  blocks_ = std::make_shared<Memory>(ranks * block_bytes(slot_bytes_));
+  for (std::size_t i = 0; i < ranks; ++i) {
+    std::construct_at(reinterpret_cast<BlockWords*>(blocks_->place + i * block_bytes(slot_bytes_)));
+  }
 }
 
 InprocNetwork::~InprocNetwork() = default;
@@ -137,6 +151,10 @@ std::unique_ptr<StreamTransport> InprocNetwork::connect(int rank, Poller& poller
     transport->add_peer(static_cast<int>(peer), std::make_unique<InprocLink>(ranks_[peer], rings_[self * ranks + peer],
                                                                              rings_[peer * ranks + self], pulls_));
   }
+  auto shared = std::make_unique<SharedBlocks>(rank, size(), slot_bytes_, blocks_);
+  const std::size_t bytes = block_bytes(slot_bytes_);
+  for (std::size_t i = 0; i < ranks; ++i) shared->add(static_cast<int>(i), {blocks_->place + i * bytes, bytes});
+  transport->share_blocks(std::move(shared));
   return transport;
 }
 

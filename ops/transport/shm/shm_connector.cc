@@ -52,7 +52,7 @@ std::string random_name() {
 
 Result<std::unique_ptr<ShmConnector>> ShmConnector::create(int rank, int size, std::string job_token,
                                                            std::optional<std::size_t> ring_bytes) {
-  Result<std::unique_ptr<ShmWakeup>> wakeup = ShmWakeup::create();
+  Result<std::unique_ptr<ShmWakeup>> wakeup = ShmWakeup::create(slot_bytes_for(size));
   if (!wakeup) return wakeup.status();
   std::string name = random_name();
   Result<UniqueFd> listener = listen_at(name, size);
@@ -152,11 +152,15 @@ ShmConnector::Shared ShmConnector::connect(const std::vector<std::vector<std::by
   self_.wakeup->close_presence_file();
   ShmWakeup& wakeup = *self_.wakeup;
   shared.transport = std::make_unique<StreamTransport>(std::move(settings), std::move(self_.wakeup));
+  auto blocks = std::make_unique<SharedBlocks>(self_.rank, self_.size, slot_bytes_for(self_.size));
+  blocks->add(self_.rank, wakeup.block());
   for (auto& peer : reached) {
     shared.peers.push_back(peer->rank);
     const ShmPeer& kept = wakeup.keep(std::move(peer));
+    blocks->add(kept.rank, block_of(kept.presence));
     shared.transport->add_peer(kept.rank, std::make_unique<ShmLink>(self_.rank, kept));
   }
+  shared.transport->share_blocks(std::move(blocks));  // the memory is the transport's, too
   return shared;
 }
 

@@ -186,7 +186,7 @@ Status ShmHandshake::adopt_descriptors(std::vector<UniqueFd> descriptors, bool h
   if (descriptors.size() != expected) {
     return Status::unavailable(fmt::format("{} descriptors arrived instead of {}", descriptors.size(), expected));
   }
-  Result<SharedMapping> presence = SharedMapping::map(descriptors[1].get(), kPresenceBytes);
+  Result<SharedMapping> presence = SharedMapping::map(descriptors[1].get(), self_->wakeup->presence_bytes());
   if (!presence) return presence.status();
   peer_->presence = std::move(*presence);
   peer_->doorbell = std::move(descriptors[0]);

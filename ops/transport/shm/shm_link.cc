@@ -68,7 +68,8 @@ Pulled ShmLink::pull(std::uint64_t address, std::span<std::byte> place) {
 
 void ShmLink::ring() {
   const bool unread = std::exchange(wrote_, false) && !writer_.all_read();
-  if (!std::exchange(made_room_, false) && !unread) return;
+  const bool nudged = std::exchange(nudged_, false);
+  if (!std::exchange(made_room_, false) && !unread && !nudged) return;
   const std::uint64_t sleep = presence_.sleeps.load();
   // Once a sleep is enough: the doorbell stays up until the peer has looked.
   if (sleep % 2 == 0 || sleep == rung_sleep_) return;

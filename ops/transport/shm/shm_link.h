@@ -19,6 +19,8 @@ class ShmLink final : public Link {
   bool can_pull() const override { return peer_.can_pull; }
   Pulled pull(std::uint64_t address, std::span<std::byte> place) override;
   void ring() override;
+  void nudge() override { nudged_ = true; }
+  bool peer_has_ended() const override { return peer_.gone; }
   bool has_news() override;
   Status failure() override;
   void close() override;
@@ -37,7 +39,8 @@ class ShmLink final : public Link {
   std::uint64_t consumed_ = 0;
   std::uint64_t rung_sleep_ = 0;  // the sleep that this link has ended already
   bool wrote_ = false;            // since the last ring
-  bool made_room_ = false;        // for a writer that found none
+  bool nudged_ = false;
+  bool made_room_ = false;  // for a writer that found none
 };
 
 }  // namespace hvd

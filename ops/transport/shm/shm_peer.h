@@ -15,19 +15,26 @@
 
 #include "common/unique_fd.h"
 #include "ops/transport/byte_ring.h"
+#include "ops/transport/shared_blocks.h"
 #include "ops/transport/shm/shm_memory.h"
 
 namespace hvd {
 
 using ShmNonce = std::array<std::byte, 16>;
 
-/// One page of each rank, mapped by all its peers: that a rank sleeps is one store, however many peers it has.
+/// One page of each rank, mapped by all its peers: that a rank sleeps is one store, however many peers it has. The
+/// rank's block (ops/transport/shared_blocks.h) lies behind it.
 struct ShmPresence {
   alignas(64) std::atomic<std::uint64_t> sleeps{0};  ///< odd while the rank sleeps; a new number for each sleep
   alignas(64) std::atomic<std::uint64_t> rings{0};   ///< of its doorbell, counted once that is up
 };
-inline constexpr std::size_t kPresenceBytes = 4096;
-static_assert(sizeof(ShmPresence) <= kPresenceBytes);
+inline constexpr std::size_t kPresencePageBytes = 4096;
+static_assert(sizeof(ShmPresence) <= kPresencePageBytes);
+constexpr std::size_t presence_bytes(std::size_t slot_bytes) { return kPresencePageBytes + block_bytes(slot_bytes); }
+
+inline std::span<std::byte> block_of(const SharedMapping& presence) {
+  return presence.bytes().subspan(kPresencePageBytes);
+}
 
 /// The last page of a pair's memory. Before it lie the two rings, so that they can be on huge pages.
 struct ShmPairControl {

@@ -37,15 +37,15 @@ bool is_readable(const UniqueFd& fd) {
 
 }  // namespace
 
-Result<std::unique_ptr<ShmWakeup>> ShmWakeup::create() {
+Result<std::unique_ptr<ShmWakeup>> ShmWakeup::create(std::size_t slot_bytes) {
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll) return errno_status("epoll_create1");
   UniqueFd doorbell(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!doorbell) return errno_status("eventfd");
   HVD_RETURN_IF_ERROR(add_to(epoll.get(), doorbell.get(), EPOLLIN, nullptr));
-  Result<UniqueFd> file = create_memory_file("horovod_cpp presence", kPresenceBytes);
+  Result<UniqueFd> file = create_memory_file("horovod_cpp presence", hvd::presence_bytes(slot_bytes));
   if (!file) return file.status();
-  Result<SharedMapping> presence = SharedMapping::map(file->get(), kPresenceBytes);
+  Result<SharedMapping> presence = SharedMapping::map(file->get(), hvd::presence_bytes(slot_bytes));
   if (!presence) return presence.status();
   return std::unique_ptr<ShmWakeup>(
       new ShmWakeup(std::move(epoll), std::move(doorbell), std::move(*file), std::move(*presence)));
@@ -56,7 +56,9 @@ ShmWakeup::ShmWakeup(UniqueFd epoll, UniqueFd doorbell, UniqueFd presence_file, 
       doorbell_(std::move(doorbell)),
       presence_file_(std::move(presence_file)),
       presence_(std::move(presence)),
-      shown_(*std::construct_at(reinterpret_cast<ShmPresence*>(presence_.bytes().data()))) {}
+      shown_(*std::construct_at(reinterpret_cast<ShmPresence*>(presence_.bytes().data()))) {
+  std::construct_at(reinterpret_cast<BlockWords*>(block().data()));
+}
 
 Status ShmWakeup::watch(ShmPeer& peer) {
   if (peer.process) HVD_RETURN_IF_ERROR(add_to(epoll_.get(), peer.process.get(), EPOLLIN, &peer));

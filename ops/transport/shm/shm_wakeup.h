@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "common/clock.h"
@@ -17,11 +18,14 @@ namespace hvd {
 class ShmWakeup final : public Wakeup {
  public:
   /// kUnavailable when descriptors or memory have run out.
-  static Result<std::unique_ptr<ShmWakeup>> create();
+  static Result<std::unique_ptr<ShmWakeup>> create(std::size_t slot_bytes);
 
   /// The descriptors that every peer gets.
   int doorbell() const { return doorbell_.get(); }
   int presence_file() const { return presence_file_.get(); }
+  std::size_t presence_bytes() const { return presence_.bytes().size(); }
+  /// Of this rank, for its peers to read.
+  std::span<std::byte> block() const { return block_of(presence_); }
   /// After all peers were given their copy.
   void close_presence_file() { presence_file_.reset(); }
 

@@ -63,6 +63,7 @@ class SteppedRanks final : private TransportEvents {
         fabric->route_control(peer, transport);
         fabric->route_data(peer, transport);
       }
+      fabric->share_blocks(network_.slot_bytes());
       fabric->set_events(*this);
       ranks_.push_back({std::make_unique<Loop>(clock_), std::move(fabric)});
     }

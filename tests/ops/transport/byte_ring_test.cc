@@ -87,6 +87,8 @@ TEST(ByteRing, TwoThreadsSeeOneStream) {
   EXPECT_FALSE(wrong.load());
 }
 
+constexpr std::size_t kSlot = std::size_t{64} << 10;
+
 // A pair of ranks with memory between them, of which the test plays rank 1 by writing into it.
 class SharedPair : public ::testing::Test {
  protected:
@@ -95,9 +97,9 @@ class SharedPair : public ::testing::Test {
     ASSERT_TRUE(file.ok()) << file.status().text();
     auto pair = SharedMapping::map(file.value().get(), pair_memory_bytes(kRing));
     ASSERT_TRUE(pair.ok()) << pair.status().text();
-    auto presence_file = create_memory_file("test", kPresenceBytes);
+    auto presence_file = create_memory_file("test", presence_bytes(kSlot));
     ASSERT_TRUE(presence_file.ok());
-    auto presence = SharedMapping::map(presence_file.value().get(), kPresenceBytes);
+    auto presence = SharedMapping::map(presence_file.value().get(), presence_bytes(kSlot));
     ASSERT_TRUE(presence.ok());
     auto peer = std::make_unique<ShmPeer>(1, UniqueFd());
     peer->pair = std::move(pair).value();
@@ -105,7 +107,7 @@ class SharedPair : public ::testing::Test {
     peer->ring_bytes = kRing;
     std::construct_at(&peer->control());
     std::construct_at(reinterpret_cast<ShmPresence*>(peer->presence.bytes().data()));
-    auto wakeup = ShmWakeup::create();
+    auto wakeup = ShmWakeup::create(kSlot);
     ASSERT_TRUE(wakeup.ok()) << wakeup.status().text();
     kept_ = &wakeup.value()->keep(std::move(peer));
     StreamTransport::Settings settings;

@@ -12,6 +12,8 @@
 namespace hvd::testing {
 namespace {
 
+constexpr std::size_t kSlot = std::size_t{64} << 10;
+
 bool is_up(const ShmWakeup& wakeup) {
   pollfd place{wakeup.fd(), POLLIN, 0};
   return ::poll(&place, 1, 0) == 1;
@@ -20,10 +22,10 @@ bool is_up(const ShmWakeup& wakeup) {
 class Doorbell : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto made = ShmWakeup::create();
+    auto made = ShmWakeup::create(kSlot);
     ASSERT_TRUE(made.ok()) << made.status().text();
     wakeup_ = std::move(made).value();
-    auto mapped = SharedMapping::map(wakeup_->presence_file(), kPresenceBytes);
+    auto mapped = SharedMapping::map(wakeup_->presence_file(), wakeup_->presence_bytes());
     ASSERT_TRUE(mapped.ok()) << mapped.status().text();
     mapping_ = std::move(mapped).value();
     wakeup_->refresh();  // the first look, which is due in any case
