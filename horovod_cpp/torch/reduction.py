@@ -19,7 +19,7 @@ from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registered_ranks, require_id
 from horovod_cpp.torch import freezing, operations
 from horovod_cpp.torch.buckets import Bucket
-from horovod_cpp.torch.compression import Compressor
+from horovod_cpp.torch.compression import Compression, Compressor
 from horovod_cpp.torch.freezing import Question, is_still, settle
 from horovod_cpp.torch.gradient_names import Owner, claim
 from horovod_cpp.torch.pending import HasParts, Operation, Pending, PendingGroup, wait_all
@@ -48,8 +48,9 @@ class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "at_rest", "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending",
-        "place", "process_set", "reduced", "rivals", "sparse_dim", "told", "version",
+        "at_rest", "bucket", "context", "group", "hook", "in_plan", "is_complex", "name", "parameter", "passes_left",
+        "pending", "place", "plan", "process_set", "process_set_id", "reduced", "rivals", "sparse_dim", "told",
+        "version",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
@@ -68,6 +69,9 @@ class Gradient:
         self.version: int | None = None  # that it had then; None where changes mean nothing
         self.context: Any = None  # what the compressor wants back
         self.told = self.at_rest = False  # see freezing.py
+        self.plan: object = None  # of the short way, see _hook
+        self.process_set_id: int | None = None  # that is in the plan
+        self.in_plan = False  # whether the reduction in flight is the plan's, in place of `pending`
         self.hook: torch.utils.hooks.RemovableHandle | None = None
 
 
@@ -135,6 +139,8 @@ class Reduction:
         self.at_rest: set[Unit] = set()  # what is not reduced, as all of its parameters are frozen everywhere
         self.job = freezing.job()  # in which the ranks have agreed on that
         self.has_told = False
+        # For what may be reduced where it lies, each by itself.
+        self.makes_plans = compression is Compression.none and type(self) is Reduction and _storage_owners is not None
         self.warned = False
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
@@ -270,6 +276,15 @@ class Reduction:
             gradient.process_set, self.site,
         )  # fmt: skip
         gradient.reduced = grad  # last: after a refusal synchronize tries again
+        if self.makes_plans and not gradient.is_complex:
+            self.make_plan(gradient)
+
+    def make_plan(self, gradient: Gradient) -> None:
+        """Let later steps go the short way."""
+        gradient.process_set_id = require_id(gradient.process_set)
+        gradient.plan = _core.prepare_allreduce(
+            gradient.name, gradient.process_set_id, self.op, self.prescale_factor, self.postscale_factor, self.site
+        )
 
     def start_group(self, group: Group) -> None:
         try:
@@ -318,6 +333,9 @@ class Reduction:
 
     def reset_one(self, gradient: Gradient) -> None:
         gradient.pending = gradient.reduced = gradient.context = None
+        if gradient.in_plan:
+            gradient.in_plan = False
+            gradient.plan = None  # it goes on without us
         gradient.passes_left = self.passes
         if gradient.group is not None:
             gradient.group.compressed.clear()
@@ -381,8 +399,8 @@ class Reduction:
                 gradient.passes_left = self.passes
             elif unit not in questions:
                 self.start_missing(gradient)
+        refused = self.finish_plans()
         wait_all([*self.in_flight(), *questions.values()])
-        refused: dict[Unit, Question] = {}
         for gradient in self.gradients.values():
             if gradient.pending is None:
                 continue
@@ -400,6 +418,27 @@ class Reduction:
                 if gradient.pending is not None:
                     self.finish(gradient)
         self.leave_at_rest()
+
+    def finish_plans(self) -> dict[Unit, Question]:
+        """Wait for what has gone the short way; what to ask about that for which another rank asks."""
+        planned = [gradient for gradient in self.gradients.values() if gradient.in_plan]
+        if not planned:
+            return {}
+        failures = dict(_core.wait_prepared([gradient.plan for gradient in planned]))
+        refused: dict[Unit, Question] = {}
+        passes = self.passes
+        for number, gradient in enumerate(planned):
+            gradient.in_plan = False
+            if number in failures:
+                error = HorovodInternalError(failures[number])
+                if not freezing.another_asks(error):
+                    raise error
+                refused[gradient] = self.question(gradient)
+            else:
+                gradient.parameter.grad = gradient.reduced
+                gradient.reduced = None
+                gradient.passes_left = passes
+        return refused
 
     def in_flight(self) -> list[HasParts]:
         return list({id(each.pending): each.pending for each in self.gradients.values() if each.pending}.values())
@@ -454,9 +493,12 @@ class Reduction:
     def start_again(self, members: list[Gradient]) -> None:
         """Hand over what was not, as this rank has asked, or what was refused, as another one has."""
         first = members[0]
-        if isinstance(first.pending, Pending):
+        given = first.pending.given() if isinstance(first.pending, Pending) else None
+        if first.pending is None and first.group is None:
+            given = first.reduced  # of the short way
+        if given is not None:
             first.pending = operations.start_allreduce(
-                first.pending.given(), True, first.name, self.op, self.prescale_factor, self.postscale_factor,
+                given, True, first.name, self.op, self.prescale_factor, self.postscale_factor,
                 first.process_set, self.site,
             )  # fmt: skip
         elif isinstance(first.pending, GroupPending):
@@ -564,12 +606,42 @@ def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
 
 
 def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[torch.Tensor], None]:
-    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone."""
+    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone.
 
-    def on_accumulated(_parameter: torch.Tensor) -> None:
+    Within backward, where its code and data are in no cache, little is best. So what most gradients are in most steps,
+    dense, nobody else's and in host memory, goes a short way: it does what `Reduction.on_accumulated` would do.
+    """
+    owners_of, owners_of_one, start = _storage_owners, _OWNERS_OF_ONE, _core.start_prepared
+    process_set = gradient.process_set
+
+    def on_accumulated(parameter: torch.Tensor) -> None:
         alive = reduction()
-        if alive is not None:
-            alive.on_accumulated(gradient)
+        if alive is None:
+            return
+        plan = gradient.plan
+        if (
+            plan is None
+            or gradient.passes_left != 1
+            or gradient.rivals
+            or process_set.process_set_id != gradient.process_set_id
+        ):
+            return alive.on_accumulated(gradient)
+        grad = parameter.grad
+        try:
+            if (
+                grad is None
+                or grad.requires_grad
+                or owners_of(grad.untyped_storage()._cdata) != owners_of_one  # type: ignore[misc]
+                or grad.is_neg()
+                or not start(plan, grad)
+            ):
+                return alive.on_accumulated(gradient)
+        except RuntimeError:  # it is sparse and has no storage, or was refused, which is told of there
+            return alive.on_accumulated(gradient)
+        gradient.passes_left = 0
+        gradient.version = grad._version
+        gradient.in_plan = True
+        gradient.reduced = grad
 
     setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (for _gradients_of)
     return on_accumulated
