@@ -334,7 +334,7 @@ def allgather(array: Any, name: str | None = None, process_set: ProcessSet = glo
         array: shape (n_i, d1, ...); n_i may differ between ranks, the rest and the type may not.
         name: key of the operation, equal on all ranks; made from a counter if None.
     Returns: shape (sum of n_i, d1, ...), ordered by rank: a numpy array, or for a device array a `DeviceOutput`.
-    Raises: ValueError for a scalar, and as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
+    Raises: ValueError as `allreduce`; HorovodInternalError for a scalar, if ranks disagree or one is lost.
     """
     return _start_allgather(array, name, process_set, call_site(), caller_waits=True).wait()
 

@@ -127,9 +127,25 @@ def test_a_mismatch_is_no_obstacle_for_what_is_in_flight_beside_it() -> None:
         hvd.synchronize(bad)
 
 
-@pytest.mark.parametrize(
-    "operation", ["allgather", "grouped_allgather", "alltoall", "reducescatter", "grouped_reducescatter"]
-)
+@pytest.mark.parametrize("form", [hvd.allgather_async, lambda tensor: hvd.grouped_allgather_async([tensor])])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_scalar_cannot_be_gathered_as_all_ranks_are_told(form: Callable[..., int], trained: bool) -> None:
+    """Horovod's type and moment: where only some ranks bring a scalar, the others do not wait."""
+    handle = form(torch.tensor(1.0, requires_grad=trained))
+    with pytest.raises(hvd.HorovodInternalError, match="a scalar cannot be gathered"):
+        hvd.synchronize(handle)
+    handle = form(torch.tensor(1.0) if odd() else torch.ones(1))
+    if hvd.size() > 1:
+        with pytest.raises(hvd.HorovodInternalError, match="mismatched number of dimensions"):
+            hvd.synchronize(handle)
+    else:
+        hvd.synchronize(handle)
+    with pytest.raises(hvd.HorovodInternalError, match="a scalar cannot be gathered"):
+        hvd.allgather(torch.tensor(1.0, requires_grad=trained))
+    assert hvd.allgather(torch.ones(1)).tolist() == [1.0] * hvd.size()
+
+
+@pytest.mark.parametrize("operation", ["alltoall", "reducescatter", "grouped_reducescatter"])
 def test_a_scalar_has_no_rows(operation: str) -> None:
     with pytest.raises(ValueError, match="scalar"):
         run(operation, torch.tensor(1.0))
