@@ -26,7 +26,7 @@ from horovod_cpp.arrays.outputs import Pending, like, made_by_library, stream_fo
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
-from horovod_cpp.common.mistakes import LAST_REDUCTION, explained, label, unknown_reduction
+from horovod_cpp.common.mistakes import LAST_REDUCTION, explained, label, require_root, unknown_reduction
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, refusal, require_id
 
 Average = _core.AVERAGE
@@ -90,6 +90,7 @@ def _enqueue(
     try:
         if not 0 <= reduce_op <= LAST_REDUCTION:
             raise unknown_reduction(what, reduce_op)
+        require_root(root_rank, name)
         process_set_id = require_id(process_set, what)
         return _core.enqueue(
             operation,

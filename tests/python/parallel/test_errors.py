@@ -11,6 +11,7 @@ import torch
 from operations import ASYNC, REDUCING, equal_rows, run
 
 import horovod_cpp.torch as hvd
+from horovod_cpp import arrays
 
 several_ranks = pytest.mark.usefixtures("needs_several_ranks")
 
@@ -243,9 +244,14 @@ def test_the_same_name_for_different_operations_is_no_duplicate() -> None:
 
 
 def test_a_root_that_is_no_rank() -> None:
-    for root in (-1, hvd.size()):
-        with pytest.raises(ValueError, match=f"invalid root rank {root}"):
-            hvd.broadcast(torch.ones(2), root)
+    for root in (-1, hvd.size(), 2**40, -(2**70)):
+        for tensor in (torch.ones(2), torch.ones(2, 2)[:, 0]):  # one takes a longer way to the library
+            with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+                hvd.broadcast(tensor, root)
+        with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+            hvd.broadcast_object(1, root)
+        with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+            arrays.broadcast(numpy.ones(2), root)
 
 
 @pytest.mark.parametrize("op", [6, 17, -1, 256, 257, 259, 2**40])
