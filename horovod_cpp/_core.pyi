@@ -173,6 +173,23 @@ def enqueue_plain(
 ) -> Handle | None:
     """As `enqueue`, for tensors that lie in host memory as they are; None for others. Does not block."""
 
+def prepare_allreduce(
+    name: str,
+    process_set: int,
+    reduce_op: int,
+    prescale: float,
+    postscale: float,
+    call_site: tuple[str | None, int],
+    /,
+) -> object:
+    """What `start_prepared` takes, for an allreduce in place. Once it is gone, what is in flight goes on."""
+
+def start_prepared(prepared: object, tensor: object, /) -> bool:
+    """Hand a tensor over; false for one that does not lie in host memory as it is. Does not block."""
+
+def wait_prepared(prepared: Sequence[object], /) -> list[tuple[int, str]]:
+    """Block until all are done; which ones failed, and why."""
+
 def read_tensors_of(type: type, /) -> None:
     """Let `enqueue_plain` take tensors of exactly this type, if they can be read without a call into Python."""
 

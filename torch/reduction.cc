@@ -239,8 +239,7 @@ void GradientReduction::State::start(Gradient& gradient) {
   if (made_now) gradient.version = grad._version();
   gradient.sent = plain(compressed(own, options.compression), submission(gradient.name, false));
   if (gradient.group == nullptr) {
-    gradient.operation = std::make_shared<hvd::detail::Operation>(
-        submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));
+    start_alone(gradient);
     gradient.reduced = grad;  // last: after a refusal synchronize() tries again
     return;
   }
@@ -256,6 +255,11 @@ void GradientReduction::State::start(Gradient& gradient) {
   }
 }
 
+void GradientReduction::State::start_alone(Gradient& gradient) const {
+  gradient.operation = std::make_shared<hvd::detail::Operation>(
+      submit(submission(gradient.name, false), {gradient.sent}, {gradient.sent}));
+}
+
 bool GradientReduction::State::stays_sparse(const Gradient& gradient, const at::Tensor& grad) const {
   return grad.layout() != at::kStrided && !options.sparse_as_dense && gradient.group == nullptr;
 }
@@ -269,37 +273,59 @@ void GradientReduction::State::start_group(Group& group) {
   for (Gradient* member : group.members) member->operation = operation;
 }
 
-// Starts what no backward pass has started, or what was refused there. In a group or bucket zeros stand for the
-// gradient that a frozen parameter does not have, so that the others can go.
-void GradientReduction::State::start_missing() {
+// What no backward pass has started, or what was refused there.
+std::vector<Gradient*> GradientReduction::State::missing() const {
+  std::vector<Gradient*> missing;
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
-    if (gradient->reduced.defined()) continue;
-    const bool alone = gradient->group == nullptr && gradient->bucket == nullptr;
-    if (!is_still(*gradient) || !alone) start(*gradient);
+    if (!gradient->reduced.defined()) missing.push_back(gradient.get());
+  }
+  return missing;
+}
+
+void GradientReduction::State::start_missing(const std::vector<Gradient*>& missing,
+                                             const std::vector<Question>& asked) {
+  std::set<const void*> left_out = at_rest;
+  for (const Question& question : asked) left_out.insert(unit_of(*question.members().front()));
+  for (Gradient* gradient : missing) {
+    if (!left_out.contains(unit_of(*gradient))) start(*gradient);
   }
   for (const std::unique_ptr<Bucket>& bucket : buckets) {
-    if (bucket->operation() == nullptr) start_bucket(*bucket);
+    if (bucket->operation() == nullptr && !left_out.contains(bucket.get())) start_bucket(*bucket);
   }
 }
 
-// Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it.
-bool GradientReduction::State::is_still(const Gradient& gradient) {
-  if (gradient.parameter.requires_grad() || gradient.parameter.grad().defined()) return false;
-  still.push_back(gradient.parameter);
-  return true;
+// Puts what is reduced into its place. Gives questions about what is not, as another rank asks about it.
+std::vector<Question> GradientReduction::State::finish_all() {
+  std::map<const void*, Gradient*> refused;
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    const bool is_first_of_bucket = gradient->bucket != nullptr && gradient->place == 0;
+    if (!is_first_of_bucket && !gradient->operation && !gradient->sparse) continue;
+    try {
+      if (!is_first_of_bucket) {
+        finish(*gradient);
+      } else if (gradient->bucket->operation() != nullptr) {
+        gradient->bucket->finish();
+      }
+    } catch (const InvalidArgument& error) {
+      if (!another_asks(error)) throw;
+      refused.emplace(unit_of(*gradient), gradient.get());
+    }
+  }
+  std::vector<Question> questions;
+  for (const auto& [unit, gradient] : refused) questions.push_back(question_about(*gradient));
+  return questions;
 }
 
-// Takes the gradients away that stood for those of frozen parameters.
-void GradientReduction::State::leave_still() {
-  for (const at::Tensor& parameter : still) parameter.mutable_grad() = at::Tensor();
-  still.clear();
-}
-
-void GradientReduction::State::finish_all() {
-  for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->finish();
-  for (const std::unique_ptr<Gradient>& gradient : gradients) finish(*gradient);
+// Once all is reduced.
+void GradientReduction::State::conclude() {
+  for (const std::unique_ptr<Gradient>& gradient : gradients) {
+    if (gradient->bucket != nullptr && !at_rest.contains(gradient->bucket)) {
+      gradient->parameter.mutable_grad() = gradient->bucket->view(gradient->place);
+    }
+    reset_one(*gradient);
+  }
   for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->reset();
-  leave_still();
+  leave_at_rest();
 }
 
 // The name of a gradient that the program has changed while it is in flight, empty if there is none. Once is enough.
@@ -313,19 +339,13 @@ std::string GradientReduction::State::changed() {
   return {};
 }
 
-// Puts the reduced gradient, which is done, into its place, if there is one.
+// Puts the reduced gradient, which is done, into its place.
 void GradientReduction::State::finish(Gradient& gradient) const {
-  if (gradient.bucket != nullptr) {
-    gradient.parameter.mutable_grad() = gradient.bucket->view(gradient.place);
-    reset_one(gradient);
-    return;
-  }
   if (gradient.sparse) {
     gradient.parameter.mutable_grad() = finish_sparse(*gradient.sparse);
     reset_one(gradient);
     return;
   }
-  if (!gradient.operation) return reset_one(gradient);
   gradient.operation->wait();
   const at::Tensor reduced = std::exchange(gradient.reduced, {});
   const at::Tensor sent = std::exchange(gradient.sent, {});
@@ -354,7 +374,9 @@ void GradientReduction::State::reset_one(Gradient& gradient) const {
 // The handles of each device.
 std::unordered_map<at::Device, std::vector<hvd_handle*>> GradientReduction::State::in_flight() const {
   std::unordered_map<at::Device, std::vector<hvd_handle*>> all;
-  for (const std::unique_ptr<Bucket>& bucket : buckets) all[bucket->device()].push_back(bucket->operation()->get());
+  for (const std::unique_ptr<Bucket>& bucket : buckets) {
+    if (bucket->operation() != nullptr) all[bucket->device()].push_back(bucket->operation()->get());
+  }
   for (const std::unique_ptr<Gradient>& gradient : gradients) {
     if (gradient->bucket != nullptr) continue;
     const Group* group = gradient->group;
@@ -375,43 +397,64 @@ void GradientReduction::synchronize() {
   if (state.gradients.empty()) return;
   std::string changed;
   try {
-    std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
+    std::vector<Question> questions;
     {
       const std::scoped_lock lock(state.mutex);
       changed = state.changed();
-      state.start_missing();
-      in_flight = state.in_flight();
+      const std::vector<Gradient*> missing = state.missing();
+      questions = state.questions_about(missing);
+      for (Question& question : questions) question.ask(state.options.process_set, state.site);
+      state.start_missing(missing, questions);
     }
     if (!changed.empty()) warn_of_change(changed);
-    for (const auto& [device, handles] : in_flight) {
-      hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
+    std::vector<Question> refused = finish_in_flight();
+    if (!questions.empty() || !refused.empty()) {
+      questions = settle(std::move(questions), std::move(refused), state.options.process_set, state.site);
+      {
+        const std::scoped_lock lock(state.mutex);
+        state.start_settled(questions);
+      }
+      if (!finish_in_flight().empty()) state.refuse(StatusCode::kInvalidArgument, "synchronize", kOutOfTurn);
     }
     const at::NoGradGuard no_grad;
     const std::scoped_lock lock(state.mutex);
-    for (const auto& [device, handles] : in_flight) let_stream_wait(handles, device);
-    state.finish_all();
+    state.conclude();
   } catch (...) {
     reset();
     throw;
   }
 }
 
+std::vector<Question> GradientReduction::finish_in_flight() {
+  std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight;
+  {
+    const std::scoped_lock lock(state_->mutex);
+    in_flight = state_->in_flight();
+  }
+  for (const auto& [device, handles] : in_flight) {
+    hvd_handles_wait(handles.data(), static_cast<std::int32_t>(handles.size()), /*limit_nanoseconds=*/-1);
+  }
+  const at::NoGradGuard no_grad;
+  const std::scoped_lock lock(state_->mutex);
+  for (const auto& [device, handles] : in_flight) let_stream_wait(handles, device);
+  return state_->finish_all();
+}
+
 void GradientReduction::reset() {
   const std::scoped_lock lock(state_->mutex);
-  for (const std::unique_ptr<Gradient>& gradient : state_->gradients) state_->reset_one(*gradient);
+  for (const std::unique_ptr<Gradient>& gradient : state_->gradients) {
+    state_->reset_one(*gradient);
+    // Zeros that stood for one.
+    if (gradient->told && !gradient->parameter.requires_grad()) gradient->parameter.mutable_grad() = at::Tensor();
+  }
   for (const std::unique_ptr<Bucket>& bucket : state_->buckets) bucket->reset();
-  state_->leave_still();
 }
 
 bool GradientReduction::is_of_changes() const { return state_->active && state_->options.op == ReduceOp::kAdasum; }
 
 at::Tensor GradientReduction::step_and_reduce(const std::function<at::Tensor()>& local_step) {
   add_unfrozen();
-  NamedTensors parameters;
-  for (const std::unique_ptr<Gradient>& gradient : state_->gradients) {
-    if (gradient->parameter.requires_grad()) parameters.emplace_back(gradient->name, gradient->parameter);
-  }
-  return detail::step_and_reduce(parameters, state_->options, state_->site, local_step);
+  return state_->reduced_step(local_step);
 }
 
 bool GradientReduction::in_progress() const {

@@ -7,9 +7,11 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function_hook.h>
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -17,6 +19,7 @@
 #include <horovod_cpp/torch.h>
 
 #include "torch/buckets.h"
+#include "torch/freezing.h"
 #include "torch/sparse.h"
 #include "torch/streams.h"
 #include "torch/tensors.h"
@@ -46,6 +49,8 @@ struct Gradient {
   std::optional<SparseReduction> sparse;  ///< in place of `sent` and `operation`
   std::int64_t sparse_dimensions = 0;     ///< of the last gradient that was reduced as a sparse one
   PostAccumulateGradHook* hook = nullptr;
+  bool told = false;     ///< this rank has told the others that it is still, see freezing.h
+  bool at_rest = false;  ///< all have
 };
 
 /// Gradients that are reduced together, once backward has made the last of them.
@@ -56,6 +61,13 @@ struct Group {
   Producers producers;  ///< of those that are ready: each hook runs on the stream of its forward
 };
 
+/// With Adasum: what a step has changed in one parameter.
+struct Change {
+  Gradient* gradient;
+  at::Tensor start;  ///< what the parameter was before
+  Handle handle;     ///< of the reduction
+};
+
 struct GradientReduction::State {
   DistributedOptions options;
   Site site;
@@ -63,7 +75,8 @@ struct GradientReduction::State {
   mutable std::mutex mutex;
   std::vector<std::unique_ptr<Gradient>> gradients;
   NamedTensors frozen;            ///< what has never required a gradient
-  std::vector<at::Tensor> still;  ///< what is frozen by now and has no gradient in the step that is reduced
+  std::set<const void*> at_rest;  ///< units that are not reduced, as all of their parameters are frozen everywhere
+  bool has_told = false;
   bool warned = false;
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Bucket>> buckets;  ///< of all gradients or none
@@ -86,13 +99,24 @@ struct GradientReduction::State {
   void start_group(Group& group);
   void start_in_bucket(Gradient& gradient);
   void start_bucket(Bucket& bucket) const;
-  void start_missing();
-  bool is_still(const Gradient& gradient);
-  void leave_still();
+  void start_alone(Gradient& gradient) const;
+  std::vector<Gradient*> missing() const;
+  void start_missing(const std::vector<Gradient*>& missing, const std::vector<Question>& asked);
+  /// What is reduced as one operation with it.
+  static const void* unit_of(const Gradient& gradient);
+  Question question_about(Gradient& gradient) const;
+  std::vector<Question> questions_about(const std::vector<Gradient*>& missing);
+  void start_settled(const std::vector<Question>& questions);
+  void start_again(const std::vector<Gradient*>& members);
+  void leave_at_rest();
+  at::Tensor reduced_step(const std::function<at::Tensor()>& local_step);
+  void reduce_changes(std::vector<Change>& changes, std::vector<Question> questions);
+  void start_change(Change& change) const;
   bool stays_sparse(const Gradient& gradient, const at::Tensor& grad) const;
   void finish(Gradient& gradient) const;
   void reset_one(Gradient& gradient) const;
-  void finish_all();
+  std::vector<Question> finish_all();
+  void conclude();
   std::unordered_map<at::Device, std::vector<hvd_handle*>> in_flight() const;
 };
 

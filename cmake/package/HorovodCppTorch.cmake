@@ -90,6 +90,7 @@ macro(hvd_add_torch)
       ${hvd_torch_sources}/torch/collectives.cc
       ${hvd_torch_sources}/torch/differentiable.cc
       ${hvd_torch_sources}/torch/distributed_options.cc
+      ${hvd_torch_sources}/torch/freezing.cc
       ${hvd_torch_sources}/torch/grouped.cc
       ${hvd_torch_sources}/torch/normalize.cc
       ${hvd_torch_sources}/torch/optimizer_state.cc

@@ -26,7 +26,7 @@ from horovod_cpp.arrays.outputs import Pending, like, made_by_library, stream_fo
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.handles import register
-from horovod_cpp.common.mistakes import LAST_REDUCTION, explained, label, unknown_reduction
+from horovod_cpp.common.mistakes import LAST_REDUCTION, explained, label, require_root, unknown_reduction
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, refusal, require_id
 
 Average = _core.AVERAGE
@@ -90,6 +90,7 @@ def _enqueue(
     try:
         if not 0 <= reduce_op <= LAST_REDUCTION:
             raise unknown_reduction(what, reduce_op)
+        require_root(root_rank, name)
         process_set_id = require_id(process_set, what)
         return _core.enqueue(
             operation,
@@ -334,7 +335,7 @@ def allgather(array: Any, name: str | None = None, process_set: ProcessSet = glo
         array: shape (n_i, d1, ...); n_i may differ between ranks, the rest and the type may not.
         name: key of the operation, equal on all ranks; made from a counter if None.
     Returns: shape (sum of n_i, d1, ...), ordered by rank: a numpy array, or for a device array a `DeviceOutput`.
-    Raises: ValueError for a scalar, and as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
+    Raises: ValueError as `allreduce`; HorovodInternalError for a scalar, if ranks disagree or one is lost.
     """
     return _start_allgather(array, name, process_set, call_site(), caller_waits=True).wait()
 

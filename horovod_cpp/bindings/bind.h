@@ -52,6 +52,7 @@ void bind_call_site(pybind11::module_& module);
 void bind_lifecycle(pybind11::module_& module);
 void bind_process_sets(pybind11::module_& module);
 void bind_operations(pybind11::module_& module);
+void bind_prepared(pybind11::module_& module);
 void bind_statistics(pybind11::module_& module);
 void bind_timeline(pybind11::module_& module);
 

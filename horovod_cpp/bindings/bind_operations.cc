@@ -24,12 +24,6 @@ namespace {
 // Gets the reference that enqueue took. Runs inside a function of the C ABI, where the GIL may be let go.
 void release_reference(void* object) { drop_reference(static_cast<PyObject*>(object)); }
 
-// Of the process; the GIL guards it. Never destroyed: threads may call as long as there is an interpreter.
-PlainTensorReader& reader() {
-  static auto* const instance = new PlainTensorReader;
-  return *instance;
-}
-
 const char* text_or_null(const std::optional<std::string>& text) { return text ? text->c_str() : nullptr; }
 
 // What all operations have.
@@ -134,9 +128,9 @@ py::object enqueue_plain(PyObject* const* arguments) {
   auto* const op = arguments[0];
   auto* const source = arguments[1];
   auto* const target = arguments[2];
-  const std::optional<PlainTensor> input = reader().read(source);
+  const std::optional<PlainTensor> input = plain_tensor_reader().read(source);
   if (!input) return py::none();
-  const std::optional<PlainTensor> output = source == target ? input : reader().read(target);
+  const std::optional<PlainTensor> output = source == target ? input : plain_tensor_reader().read(target);
   if (!output) return py::none();
   refuse_after_fork();
   hvd_operation operation;
@@ -274,7 +268,7 @@ void bind_operations(py::module_& module) {
   module.def("enqueue", enqueue, "Hand a tensor over; see hvd_operation in c_api.h. Does not block.");
   add_function(module, enqueue_plain_method);
   module.def(
-      "read_tensors_of", [](const py::type& type) { reader().add_type(type); },
+      "read_tensors_of", [](const py::type& type) { plain_tensor_reader().add_type(type); },
       "Let enqueue_plain take tensors of exactly this type, if they can be read without a call into Python.");
   module.def("enqueue_group", enqueue_group, "Hand several tensors over as one operation. Does not block.");
   module.def("enqueue_alltoall", enqueue_alltoall, "Hand a tensor over that is to be split. Does not block.");

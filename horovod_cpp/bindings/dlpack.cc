@@ -88,6 +88,11 @@ std::optional<PlainTensor> PlainTensorReader::read(py::handle tensor) const {
   return std::nullopt;
 }
 
+PlainTensorReader& plain_tensor_reader() {
+  static auto* const instance = new PlainTensorReader;
+  return *instance;
+}
+
 py::capsule dlpack_capsule(std::shared_ptr<hvd_handle> handle, const hvd_output& output, int dtype) {
   auto owner = std::make_unique<std::shared_ptr<hvd_handle>>(std::move(handle));
   // The shape is only read, and lives as long as the handle.

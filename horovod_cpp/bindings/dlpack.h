@@ -48,4 +48,7 @@ class PlainTensorReader {
   std::size_t count_ = 0;
 };
 
+/// Of the process; the GIL guards it. Never destroyed: threads may call as long as there is an interpreter.
+PlainTensorReader& plain_tensor_reader();
+
 }  // namespace hvd::bindings

@@ -14,18 +14,17 @@ namespace {
 
 constexpr std::int64_t kSliceNanoseconds = 50'000'000;
 
-template <typename Wait>
-void wait_in_slices(Wait wait) {
+}  // namespace
+
+void wait_in_slices(const std::function<int(std::int64_t)>& wait) {
   for (;;) {
     PyThreadState* const thread = PyEval_SaveThread();
-    const int code = wait();
+    const int code = wait(kSliceNanoseconds);
     take_gil(thread);
     if (code != HVD_DEADLINE_EXCEEDED) return check(code);
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
 }
-
-}  // namespace
 
 Handle::Handle(hvd_handle* handle, std::vector<int> dtypes)
     : handle_(handle,
@@ -36,7 +35,7 @@ Handle::Handle(hvd_handle* handle, std::vector<int> dtypes)
 
 void Handle::wait() {
   refuse_after_fork();
-  wait_in_slices([this] { return hvd_handle_wait(handle_.get(), kSliceNanoseconds); });
+  wait_in_slices([this](std::int64_t slice) { return hvd_handle_wait(handle_.get(), slice); });
 }
 
 void wait_all(const std::vector<Handle*>& handles) {
@@ -45,7 +44,7 @@ void wait_all(const std::vector<Handle*>& handles) {
   all.reserve(handles.size());
   for (const Handle* handle : handles) all.push_back(handle->handle_.get());
   wait_in_slices(
-      [&] { return hvd_handles_wait(all.data(), static_cast<std::int32_t>(all.size()), kSliceNanoseconds); });
+      [&](std::int64_t slice) { return hvd_handles_wait(all.data(), static_cast<std::int32_t>(all.size()), slice); });
 }
 
 void Handle::stream_wait(std::uintptr_t stream) {

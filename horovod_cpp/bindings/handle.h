@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -47,6 +48,10 @@ class Handle {
   std::shared_ptr<hvd_handle> handle_;
   std::vector<int> dtypes_;
 };
+
+/// Calls `wait` with a limit in nanoseconds, without the GIL, until it gives something else than
+/// HVD_DEADLINE_EXCEEDED, with a look at Python's signals in between.
+void wait_in_slices(const std::function<int(std::int64_t)>& wait);
 
 void wait_all(const std::vector<Handle*>& handles);
 void streams_wait(const std::vector<Handle*>& handles, std::uintptr_t stream);

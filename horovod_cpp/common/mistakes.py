@@ -70,6 +70,13 @@ def unknown_reduction(label: str, op: int) -> ValueError:
     return ValueError(f"{label}: reduction number {op} is not known ({known})")
 
 
+def require_root(root_rank: int, name: object) -> None:
+    """Of a broadcast: ValueError for a number that the library does not take; the others it checks itself."""
+    if not -(2**31) <= root_rank < 2**31:
+        what = label(_core.BROADCAST, name)
+        raise ValueError(f"{what}: broadcast received invalid root rank {root_rank} for provided process set")
+
+
 def described(value: object) -> str:
     """A value and its type, as messages show what was not expected."""
     text = repr(value)

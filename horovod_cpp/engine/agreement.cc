@@ -110,6 +110,12 @@ Agreement agree(const OperationKey& key, const ReadinessTable::Pending& pending,
                                 fmt::format("{} '{}': {}", name_of(key.op), key.name, differences));
       return agreement;
     }
+    const std::string_view refusal = rule.refusal != nullptr ? rule.refusal(requests.front().request) : "";
+    if (!refusal.empty()) {
+      response = error_response(key, StatusCode::kInvalidArgument,
+                                fmt::format("{} '{}': {}", name_of(key.op), key.name, refusal));
+      return agreement;
+    }
     std::vector<const Request*> pointers;
     for (const Said& said : requests) pointers.push_back(&said.request);
     agreement.agreed = requests.front().request;

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from horovod_cpp.torch import operations
+from horovod_cpp.common.exceptions import HorovodInternalError
+from horovod_cpp.torch import freezing, operations
 from horovod_cpp.torch.buckets import Bucket, Named, cut, split_by_kind
-from horovod_cpp.torch.pending import wait_all
-from horovod_cpp.torch.reduction import Gradient, Reduction
+from horovod_cpp.torch.freezing import Question, settle
+from horovod_cpp.torch.pending import HasParts, wait_all
+from horovod_cpp.torch.reduction import Gradient, Reduction, Unit
 from horovod_cpp.torch.streams import hand_over
 
 
@@ -64,7 +66,6 @@ class BucketReduction(Reduction):
 
     def start_missing(self, gradient: Gradient) -> None:
         """Hand over what backward has not: the gradient as it is, zeros where there is none."""
-        self.is_still(gradient)
         self.start(gradient, _move(gradient, gradient.parameter.grad))
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
@@ -88,21 +89,83 @@ class BucketReduction(Reduction):
 
     def synchronize(self) -> None:
         """Start what no backward pass has started, wait for all buckets, and let each gradient be its view."""
+        missing = []
         for gradient in self.gradients.values():
             if gradient.reduced is None:
-                self.start_missing(gradient)
+                missing.append(gradient)
             elif gradient.version is not None and gradient.reduced._version != gradient.version:
                 self.warn_of_change(gradient)
+        questions = self.questions_about(missing) if missing or self.has_told else {}
+        for question in questions.values():
+            question.ask()
+        for gradient in missing:
+            if gradient.bucket not in questions and gradient.bucket not in self.at_rest:
+                self.start_missing(gradient)
         for bucket in self.buckets:
-            if bucket.pending is None:  # it was refused in backward
-                self._start_bucket(bucket)
-        wait_all(bucket.pending for bucket in self.buckets if bucket.pending is not None)
-        for bucket in self.buckets:
-            self._finish_bucket(bucket)
+            if bucket.pending is None and bucket not in questions and bucket not in self.at_rest:
+                self._start_bucket(bucket)  # it was refused in backward
+        wait_all([*self.in_flight(), *questions.values()])
+        refused = self._finish_buckets()
+        if questions or refused:
+            self.start_settled(settle(questions.values(), refused))
+            wait_all(self.in_flight())
+            for bucket in self.buckets:
+                if bucket.pending is not None:
+                    self._finish_bucket(bucket)
         for gradient in self.gradients.values():
             assert gradient.bucket is not None
-            gradient.parameter.grad = gradient.bucket.view(gradient.place)
-        self.reset()
+            if gradient.bucket not in self.at_rest:
+                gradient.parameter.grad = gradient.bucket.view(gradient.place)
+        self._forget_in_flight()
+        self.leave_at_rest()
+
+    def in_flight(self) -> list[HasParts]:
+        return [bucket.pending for bucket in self.buckets if bucket.pending is not None]
+
+    def unit_of(self, gradient: Gradient) -> Unit:
+        assert gradient.bucket is not None
+        return gradient.bucket
+
+    def question(self, gradient: Gradient) -> Question:
+        """About its bucket."""
+        bucket = gradient.bucket
+        assert bucket is not None
+        members = sorted((each for each in self.gradients.values() if each.bucket is bucket), key=lambda one: one.place)
+        return Question(members, bucket.name, False, bucket.process_set, self.site)
+
+    def start_again(self, members: list[Gradient]) -> None:
+        """Hand over what was not, as this rank has asked, or what was refused, as another one has."""
+        bucket = members[0].bucket
+        assert bucket is not None
+        if bucket.pending is None:
+            for member in members:
+                if member.reduced is None:
+                    self.start_missing(member)
+        else:
+            bucket.pending = operations.start_allreduce(
+                bucket.pending.given(), True, bucket.name, self.op, self.prescale_factor, self.postscale_factor,
+                bucket.process_set, self.site,
+            )  # fmt: skip
+
+    def drop(self, members: list[Gradient]) -> None:
+        """Reduce nothing for what is at rest everywhere."""
+        super().drop(members)
+        assert members[0].bucket is not None
+        members[0].bucket.reset()
+
+    def _finish_buckets(self) -> list[Question]:
+        """Put the results into the buckets that are reduced. Returns: what to ask about those for which a rank asks."""
+        refused = []
+        for bucket in self.buckets:
+            if bucket.pending is None:
+                continue
+            try:
+                self._finish_bucket(bucket)
+            except HorovodInternalError as error:
+                if not freezing.another_asks(error):
+                    raise
+                refused.append(next(self.question(each) for each in self.gradients.values() if each.bucket is bucket))
+        return refused
 
     def _finish_bucket(self, bucket: Bucket) -> None:
         assert bucket.pending is not None
@@ -115,6 +178,12 @@ class BucketReduction(Reduction):
     def reset(self) -> None:
         """Forget what is in flight; it goes on without us, in memory that it keeps."""
         super().reset()
+        for bucket in self.buckets:
+            bucket.reset()
+
+    def _forget_in_flight(self) -> None:
+        for gradient in self.gradients.values():
+            self.reset_one(gradient)
         for bucket in self.buckets:
             bucket.reset()
 

@@ -230,7 +230,7 @@ def allgather(
     Returns: shape (sum of n_i, d1, ...), ordered by rank. Its gradient is this rank's slice of the *average* of the
         gradients of all ranks. On CUDA `record_stream` does nothing for it: read on another stream than the current
         one, it has to be kept until that has waited for the reader.
-    Raises: ValueError as `allreduce`; HorovodInternalError if ranks disagree or one is lost.
+    Raises: ValueError as `allreduce`; HorovodInternalError for a scalar, if ranks disagree or one is lost.
     """
     arguments = (tensor, name, process_set, call_site())
     if needs_gradient(tensor):

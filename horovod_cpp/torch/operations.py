@@ -18,7 +18,7 @@ from horovod_cpp import _core
 from horovod_cpp.common import call_site as call_sites
 from horovod_cpp.common import exceptions
 from horovod_cpp.common.call_site import CallSite
-from horovod_cpp.common.mistakes import LAST_REDUCTION, OPERATION_NAMES, label, unknown_reduction
+from horovod_cpp.common.mistakes import LAST_REDUCTION, OPERATION_NAMES, label, require_root, unknown_reduction
 from horovod_cpp.common.process_sets import ProcessSet, not_registered, refusal
 from horovod_cpp.torch.mistakes import explained
 from horovod_cpp.torch.pending import (
@@ -175,6 +175,7 @@ def start_broadcast(
 ) -> Pending:
     """Start a broadcast of the root's `tensor` into `tensor` or into a new tensor. Does not block."""
     try:
+        require_root(root_rank, name)
         pending = _start_plain(
             _core.BROADCAST, tensor, in_place, name, process_set, _core.SUM, root_rank, 1.0, 1.0, site, caller_waits
         )

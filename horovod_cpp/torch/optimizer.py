@@ -17,11 +17,10 @@ import torch
 
 from horovod_cpp.common.call_site import CallSite, call_site
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set, require_id
-from horovod_cpp.torch import operations, optimizer_arguments
+from horovod_cpp.torch import optimizer_arguments
 from horovod_cpp.torch.bucket_reduction import BucketReduction
 from horovod_cpp.torch.collectives import Adasum, Average
 from horovod_cpp.torch.compression import Compression, Compressor
-from horovod_cpp.torch.pending import Pending, wait_all
 from horovod_cpp.torch.reduction import OF_ANOTHER_LOSS, LocalGradients, Reduction
 
 
@@ -132,7 +131,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Start the reductions that no backward pass has started, with zeros for missing gradients, and wait for all.
 
-        A parameter that was frozen and requires a gradient now is reduced from here on. Blocks. Raises
+        A parameter that was frozen and requires a gradient now is reduced from here on. For one that is frozen and has
+        no gradient on all ranks nothing is reduced; while others have a gradient, zeros stand for it. Blocks. Raises
         HorovodInternalError if ranks disagree or one is lost, and ValueError, also outside the process set, once the
         set has been removed.
         """
@@ -208,6 +208,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 class _DistributedAdasumOptimizer(_DistributedOptimizer):
     """With op=Adasum: the step of the user's optimizer is done on each rank, and what it changed is reduced."""
 
+    _reduction: LocalGradients
+
     def synchronize(self) -> None:
         """Nothing: there are no gradients in flight."""
 
@@ -229,7 +231,7 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
         self._require_sets()
         try:
             args, kwargs, _ = _with_closure(args, kwargs, self._counting_anew)
-            return self._reduced_step(functools.partial(local_step, *args, **kwargs))
+            return self._reduction.reduced_step(functools.partial(local_step, *args, **kwargs))
         finally:
             self._reduction.reset()
 
@@ -247,42 +249,6 @@ class _DistributedAdasumOptimizer(_DistributedOptimizer):
             return closure()
 
         return wrapped
-
-    def _reduced_step(self, local_step: Callable[[], Any]) -> Any:
-        parameters = {
-            parameter: process_set
-            for group, process_set in zip(self.param_groups, self._process_sets, strict=False)
-            for parameter in group["params"]
-            if parameter.requires_grad and self._reduction.active[process_set]
-        }
-        if not parameters:
-            return local_step()
-        starts = [parameter.detach().clone() for parameter in parameters]
-        result = local_step()
-        with torch.no_grad():
-            try:
-                self._reduce_changes(parameters, starts)
-            except BaseException:
-                for parameter, start in zip(parameters, starts, strict=True):
-                    parameter.copy_(start)
-                raise
-        return result
-
-    def _reduce_changes(self, parameters: dict[torch.Tensor, ProcessSet], starts: list[torch.Tensor]) -> None:
-        reduction = self._reduction
-        started: list[tuple[torch.Tensor, torch.Tensor, Pending, Any]] = []
-        try:
-            for (parameter, process_set), start in zip(parameters.items(), starts, strict=True):
-                # Memory of its own: what is in flight when an error comes must not reach the parameter.
-                compressed, context = reduction.compression.compress(parameter.detach() - start)
-                pending = operations.start_allreduce(
-                    compressed, True, self._parameter_names[parameter], Adasum, 1.0, 1.0, process_set, reduction.site
-                )
-                started.append((parameter, start, pending, context))
-        finally:
-            wait_all(pending for _, _, pending, _ in started)
-        for parameter, start, pending, context in started:
-            parameter.copy_(start + reduction.compression.decompress(pending.wait(), context))
 
 
 def DistributedOptimizer(

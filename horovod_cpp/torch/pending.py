@@ -79,6 +79,12 @@ class Pending(Operation):
         self._output = output  # None: the library makes the output
         self._copy_to = copy_to
 
+    def given(self) -> torch.Tensor:
+        """The tensor that is reduced in place."""
+        given = self._output if self._copy_to is None else self._copy_to
+        assert given is not None
+        return given
+
     def wait(self) -> torch.Tensor:
         """Block until the operation is done and return its output. Raises HorovodInternalError if it failed."""
         self.finish()

@@ -15,12 +15,14 @@ import torch
 from horovod_cpp import _core
 from horovod_cpp.common import knobs
 from horovod_cpp.common.call_site import CallSite
+from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.process_sets import ProcessSet, registered_rank, registered_ranks, require_id
-from horovod_cpp.torch import operations
+from horovod_cpp.torch import freezing, operations
 from horovod_cpp.torch.buckets import Bucket
-from horovod_cpp.torch.compression import Compressor
+from horovod_cpp.torch.compression import Compression, Compressor
+from horovod_cpp.torch.freezing import Question, is_still, settle
 from horovod_cpp.torch.gradient_names import Owner, claim
-from horovod_cpp.torch.pending import Operation, Pending, PendingGroup, wait_all
+from horovod_cpp.torch.pending import HasParts, Operation, Pending, PendingGroup, wait_all
 from horovod_cpp.torch.sparse import PendingSparse, start_sparse_allreduce
 from horovod_cpp.torch.streams import Place, hand_over, place_of
 
@@ -46,8 +48,9 @@ class Gradient:
     """One parameter: how many backward passes its reduction still waits for, and the reduction in flight."""
 
     __slots__ = (
-        "bucket", "context", "group", "hook", "is_complex", "name", "parameter", "passes_left", "pending", "place",
-        "process_set", "reduced", "rivals", "sparse_dim", "version",
+        "at_rest", "bucket", "context", "group", "hook", "in_plan", "is_complex", "name", "parameter", "passes_left",
+        "pending", "place", "plan", "process_set", "process_set_id", "reduced", "rivals", "sparse_dim", "told",
+        "version",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor, name: str, process_set: ProcessSet, passes: int) -> None:
@@ -65,6 +68,10 @@ class Gradient:
         self.reduced: torch.Tensor | None = None  # the gradient that is in flight
         self.version: int | None = None  # that it had then; None where changes mean nothing
         self.context: Any = None  # what the compressor wants back
+        self.told = self.at_rest = False  # see freezing.py
+        self.plan: object = None  # of the short way, see _hook
+        self.process_set_id: int | None = None  # that is in the plan
+        self.in_plan = False  # whether the reduction in flight is the plan's, in place of `pending`
         self.hook: torch.utils.hooks.RemovableHandle | None = None
 
 
@@ -102,6 +109,10 @@ class GroupPending:
         return self._outputs[index]
 
 
+Unit = Gradient | Group | Bucket
+"""What is reduced as one operation."""
+
+
 class Reduction:
     """The options of one DistributedOptimizer and the gradients that it reduces."""
 
@@ -125,7 +136,11 @@ class Reduction:
         self.site = site
         self.gradients: dict[torch.Tensor, Gradient] = {}
         self.frozen: dict[torch.Tensor, tuple[str, ProcessSet]] = {}  # what has never required a gradient
-        self.still: list[torch.Tensor] = []  # what is frozen by now and has no gradient in the step that is reduced
+        self.at_rest: set[Unit] = set()  # what is not reduced, as all of its parameters are frozen everywhere
+        self.job = freezing.job()  # in which the ranks have agreed on that
+        self.has_told = False
+        # For what may be reduced where it lies, each by itself.
+        self.makes_plans = compression is Compression.none and type(self) is Reduction and _storage_owners is not None
         self.warned = False
         self.owner = Owner()
         self.ranks: dict[ProcessSet, tuple[int, ...]] = {}  # of the sets in which gradients are reduced
@@ -217,28 +232,14 @@ class Reduction:
             )
 
     def start_missing(self, gradient: Gradient) -> None:
-        """Hand over what backward has not: the gradient as it is, zeros where there is none, nothing of a frozen one.
-
-        In a group zeros stand for the gradient that a frozen parameter does not have, so that the others can go.
-        """
+        """Hand over what backward has not: the gradient as it is, zeros where there is none."""
         parameter = gradient.parameter
-        if self.is_still(gradient) and gradient.group is None:
-            gradient.passes_left = self.passes
-            return
         if parameter.grad is None:
             # The others have a sparse gradient again, presumably.
             parameter.grad = (
                 _sparse_zeros(parameter, gradient.sparse_dim) if gradient.sparse_dim else torch.zeros_like(parameter)
             )
         self.start(gradient, parameter.grad)
-
-    def is_still(self, gradient: Gradient) -> bool:
-        """Whether it is frozen and has no gradient. Then it has none after the reduction: the step must not move it."""
-        parameter = gradient.parameter
-        if parameter.requires_grad or parameter.grad is not None:
-            return False
-        self.still.append(parameter)
-        return True
 
     def start(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Hand the gradient over. Runs within backward, where its code and data are in no cache: little is best."""
@@ -275,6 +276,15 @@ class Reduction:
             gradient.process_set, self.site,
         )  # fmt: skip
         gradient.reduced = grad  # last: after a refusal synchronize tries again
+        if self.makes_plans and not gradient.is_complex:
+            self.make_plan(gradient)
+
+    def make_plan(self, gradient: Gradient) -> None:
+        """Let later steps go the short way."""
+        gradient.process_set_id = require_id(gradient.process_set)
+        gradient.plan = _core.prepare_allreduce(
+            gradient.name, gradient.process_set_id, self.op, self.prescale_factor, self.postscale_factor, self.site
+        )
 
     def start_group(self, group: Group) -> None:
         try:
@@ -323,6 +333,9 @@ class Reduction:
 
     def reset_one(self, gradient: Gradient) -> None:
         gradient.pending = gradient.reduced = gradient.context = None
+        if gradient.in_plan:
+            gradient.in_plan = False
+            gradient.plan = None  # it goes on without us
         gradient.passes_left = self.passes
         if gradient.group is not None:
             gradient.group.compressed.clear()
@@ -332,13 +345,8 @@ class Reduction:
         """Forget what is in flight; it goes on without us."""
         for gradient in self.gradients.values():
             self.reset_one(gradient)
-        self.leave_still()
-
-    def leave_still(self) -> None:
-        """Take the gradients away that stood for those of frozen parameters."""
-        for parameter in self.still:
-            parameter.grad = None
-        self.still.clear()
+            if gradient.told and not gradient.parameter.requires_grad:
+                gradient.parameter.grad = None  # zeros that stood for one
 
     def warn_of_change(self, gradient: Gradient) -> None:
         """The program has changed what is in flight. Once is enough."""
@@ -373,19 +381,143 @@ class Reduction:
         return reduced if isinstance(loss, torch.Tensor) else reduced.item()
 
     def synchronize(self) -> None:
+        """Start what no backward pass has started, and wait for all."""
+        missing = []
         for gradient in self.gradients.values():
             reduced = gradient.reduced
             if reduced is None:
                 if gradient.pending is None:
-                    self.start_missing(gradient)
+                    missing.append(gradient)
             elif gradient.version is not None and reduced._version != gradient.version:
                 self.warn_of_change(gradient)
-        in_flight = {id(gradient.pending): gradient.pending for gradient in self.gradients.values()}
-        wait_all(pending for pending in in_flight.values() if pending is not None)
+        questions = self.questions_about(missing) if missing or self.has_told else {}
+        for question in questions.values():
+            question.ask()
+        for gradient in missing:
+            unit = self.unit_of(gradient)
+            if unit in self.at_rest:
+                gradient.passes_left = self.passes
+            elif unit not in questions:
+                self.start_missing(gradient)
+        refused = self.finish_plans()
+        wait_all([*self.in_flight(), *questions.values()])
         for gradient in self.gradients.values():
-            if gradient.pending is not None:
+            if gradient.pending is None:
+                continue
+            try:
                 self.finish(gradient)
-        self.leave_still()
+            except HorovodInternalError as error:
+                if not freezing.another_asks(error):
+                    raise
+                unit = self.unit_of(gradient)
+                refused[unit] = refused.get(unit) or self.question(gradient)
+        if questions or refused:
+            self.start_settled(settle(questions.values(), refused.values()))
+            wait_all(self.in_flight())
+            for gradient in self.gradients.values():
+                if gradient.pending is not None:
+                    self.finish(gradient)
+        self.leave_at_rest()
+
+    def finish_plans(self) -> dict[Unit, Question]:
+        """Wait for what has gone the short way; what to ask about that for which another rank asks."""
+        planned = [gradient for gradient in self.gradients.values() if gradient.in_plan]
+        if not planned:
+            return {}
+        failures = dict(_core.wait_prepared([gradient.plan for gradient in planned]))
+        refused: dict[Unit, Question] = {}
+        passes = self.passes
+        for number, gradient in enumerate(planned):
+            gradient.in_plan = False
+            if number in failures:
+                error = HorovodInternalError(failures[number])
+                if not freezing.another_asks(error):
+                    raise error
+                refused[gradient] = self.question(gradient)
+            else:
+                gradient.parameter.grad = gradient.reduced
+                gradient.reduced = None
+                gradient.passes_left = passes
+        return refused
+
+    def in_flight(self) -> list[HasParts]:
+        return list({id(each.pending): each.pending for each in self.gradients.values() if each.pending}.values())
+
+    # ---- frozen parameters, see freezing.py
+
+    def unit_of(self, gradient: Gradient) -> Unit:
+        """What is reduced as one operation with it."""
+        return gradient.group or gradient
+
+    def question(self, gradient: Gradient) -> Question:
+        """About what is reduced with it."""
+        group = gradient.group
+        members, name = ([gradient], gradient.name) if group is None else (group.members, group.name)
+        is_sparse = group is None and gradient.sparse_dim > 0
+        return Question(members, name, is_sparse, gradient.process_set, self.site)
+
+    def questions_about(self, missing: list[Gradient]) -> dict[Unit, Question]:
+        """Find what is still among that for which nothing has been reduced yet; to ask about what has become so."""
+        if self.job != freezing.job():
+            self.job = freezing.job()
+            self.at_rest.clear()
+            for gradient in self.gradients.values():
+                gradient.told = gradient.at_rest = False
+        questions: dict[Unit, Question] = {}
+        still = {gradient for gradient in missing if is_still(gradient.parameter)}
+        for gradient in self.gradients.values():
+            if gradient.told and gradient not in still:
+                gradient.told = gradient.at_rest = False
+                self.at_rest.discard(self.unit_of(gradient))
+        for gradient in missing:
+            if gradient in still and not gradient.told:
+                unit = self.unit_of(gradient)
+                questions[unit] = questions.get(unit) or self.question(gradient)
+                gradient.told = self.has_told = True
+        return questions
+
+    def start_settled(self, questions: list[Question]) -> None:
+        """Reduce what is not at rest everywhere, now that all ranks know what is."""
+        for question in questions:
+            if question.all_at_rest():
+                self.at_rest.add(self.unit_of(question.members[0]))
+                self.drop(question.members)
+            else:
+                self.start_again(question.members)
+
+    def drop(self, members: list[Gradient]) -> None:
+        """Reduce nothing for what is at rest everywhere."""
+        for member in members:
+            self.reset_one(member)
+
+    def start_again(self, members: list[Gradient]) -> None:
+        """Hand over what was not, as this rank has asked, or what was refused, as another one has."""
+        first = members[0]
+        given = first.pending.given() if isinstance(first.pending, Pending) else None
+        if first.pending is None and first.group is None:
+            given = first.reduced  # of the short way
+        if given is not None:
+            first.pending = operations.start_allreduce(
+                given, True, first.name, self.op, self.prescale_factor, self.postscale_factor,
+                first.process_set, self.site,
+            )  # fmt: skip
+        elif isinstance(first.pending, GroupPending):
+            assert first.group is not None
+            self.start_group(first.group)
+        elif first.pending is not None:
+            assert first.parameter.grad is not None
+            self.start(first, first.parameter.grad)
+        else:
+            for member in members:
+                if member.reduced is None:
+                    self.start_missing(member)
+
+    def leave_at_rest(self) -> None:
+        """Take the gradients away that stood for those of parameters at rest: the step must not move these."""
+        if self.has_told:
+            for gradient in self.gradients.values():
+                if gradient.at_rest:
+                    gradient.parameter.grad = None
 
 
 class LocalGradients(Reduction):
@@ -397,6 +529,75 @@ class LocalGradients(Reduction):
     def require_own(self, gradient: Gradient, grad: torch.Tensor) -> None:
         """Nothing: gradients are left as they are."""
 
+    def reduced_step(self, local_step: Callable[[], Any]) -> Any:
+        """Do the optimizer's step, and reduce what that changes in each parameter that is not at rest. Blocks.
+
+        On HorovodInternalError the parameters are as they were before.
+        """
+        self.add_unfrozen()
+        questions = self.questions_about(list(self.gradients.values()))
+        starts = {
+            gradient: gradient.parameter.detach().clone()
+            for gradient in self.gradients.values()
+            if gradient not in self.at_rest
+        }
+        try:
+            result = local_step()
+        except BaseException:
+            for gradient in self.gradients.values():
+                gradient.told = gradient.at_rest  # nobody was asked
+            raise
+        with torch.no_grad():
+            try:
+                self._reduce_changes(starts, list(questions.values()))
+            except BaseException:
+                for gradient, start in starts.items():
+                    gradient.parameter.copy_(start)
+                raise
+        return result
+
+    def _reduce_changes(self, starts: dict[Gradient, torch.Tensor], questions: list[Question]) -> None:
+        try:
+            for question in questions:
+                question.ask()
+            for gradient in starts:
+                if not any(gradient in question.members for question in questions):
+                    self._start_change(gradient, starts[gradient])
+        finally:
+            wait_all([*self.in_flight(), *questions])
+        refused = [self.question(gradient) for gradient in starts if gradient.pending and _is_refused(gradient.pending)]
+        for question in settle(questions, refused):
+            (gradient,) = question.members
+            if question.all_at_rest():
+                self.at_rest.add(gradient)
+                gradient.pending = None
+            else:
+                self._start_change(gradient, starts[gradient])
+        wait_all(self.in_flight())
+        for gradient, start in starts.items():
+            if isinstance(gradient.pending, Pending):
+                change = self.compression.decompress(gradient.pending.wait(), gradient.context)
+                gradient.parameter.copy_(start + change)
+
+    def _start_change(self, gradient: Gradient, start: torch.Tensor) -> None:
+        # Memory of its own: what is in flight when an error comes must not reach the parameter.
+        compressed, gradient.context = self.compression.compress(gradient.parameter.detach() - start)
+        gradient.pending = operations.start_allreduce(
+            compressed, True, gradient.name, self.op, 1.0, 1.0, gradient.process_set, self.site
+        )
+
+
+def _is_refused(pending: HasParts) -> bool:
+    """Whether another rank asks about it, in place of reducing. It is done."""
+    try:
+        for part in pending.parts():
+            part.finish()
+    except HorovodInternalError as error:
+        if not freezing.another_asks(error):
+            raise
+        return True
+    return False
+
 
 def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
     indices = torch.empty(sparse_dim, 0, dtype=torch.int64, device=parameter.device)
@@ -405,12 +606,42 @@ def _sparse_zeros(parameter: torch.Tensor, sparse_dim: int) -> torch.Tensor:
 
 
 def _hook(reduction: weakref.ref[Reduction], gradient: Gradient) -> Callable[[torch.Tensor], None]:
-    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone."""
+    """The hook of one parameter. It does not keep the optimizer alive, and does nothing once that is gone.
 
-    def on_accumulated(_parameter: torch.Tensor) -> None:
+    Within backward, where its code and data are in no cache, little is best. So what most gradients are in most steps,
+    dense, nobody else's and in host memory, goes a short way: it does what `Reduction.on_accumulated` would do.
+    """
+    owners_of, owners_of_one, start = _storage_owners, _OWNERS_OF_ONE, _core.start_prepared
+    process_set = gradient.process_set
+
+    def on_accumulated(parameter: torch.Tensor) -> None:
         alive = reduction()
-        if alive is not None:
-            alive.on_accumulated(gradient)
+        if alive is None:
+            return
+        plan = gradient.plan
+        if (
+            plan is None
+            or gradient.passes_left != 1
+            or gradient.rivals
+            or process_set.process_set_id != gradient.process_set_id
+        ):
+            return alive.on_accumulated(gradient)
+        grad = parameter.grad
+        try:
+            if (
+                grad is None
+                or grad.requires_grad
+                or owners_of(grad.untyped_storage()._cdata) != owners_of_one  # type: ignore[misc]
+                or grad.is_neg()
+                or not start(plan, grad)
+            ):
+                return alive.on_accumulated(gradient)
+        except RuntimeError:  # it is sparse and has no storage, or was refused, which is told of there
+            return alive.on_accumulated(gradient)
+        gradient.passes_left = 0
+        gradient.version = grad._version
+        gradient.in_plan = True
+        gradient.reduced = grad
 
     setattr(on_accumulated, "gradient", gradient)  # noqa: B010 (for _gradients_of)
     return on_accumulated

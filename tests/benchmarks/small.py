@@ -79,6 +79,32 @@ def enqueue_alone(burst: int = 16) -> dict[str, dict[str, float]]:
     return {"enqueue, engine asleep": asleep, "enqueue, engine awake": awake, "a bare wake-up": bare_wake_up(1000)}
 
 
+def hook_alone(gradients: int = 200) -> dict[str, dict[str, float]]:
+    """One hook of DistributedOptimizer and its share of synchronize(), on average of a step."""
+    parameters = [torch.nn.Parameter(torch.zeros(16)) for _ in range(gradients)]
+    named = [(f"hook.{i}", parameter) for i, parameter in enumerate(parameters)]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=0.0), named)
+    hooks = [hook for parameter in parameters for hook in (parameter._post_accumulate_grad_hooks or {}).values()]
+    if not hooks:  # one rank
+        return {}
+
+    def operation() -> list[float]:
+        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = torch.ones(16)
+        hvd.barrier()
+        compute(0.0005)
+        start = time.perf_counter()
+        for hook, parameter in zip(hooks, parameters, strict=True):
+            hook(parameter)
+        begun = time.perf_counter()
+        optimizer.synchronize()
+        return [(begun - start) / gradients, (time.perf_counter() - begun) / gradients]
+
+    hook, share = timed(500, operation)
+    return {"a gradient's hook": hook, "its share of synchronize": share}
+
+
 def bare_wake_up(calls: int) -> dict[str, float]:
     """What it costs to wake a thread that sleeps as the engine's does: a write to what its epoll watches."""
     bell = os.eventfd(0, os.EFD_NONBLOCK)
@@ -148,7 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hvd.init()
-    times = {**enqueue_and_wait(), **enqueue_alone(), **many_in_flight()}
+    times = {**enqueue_and_wait(), **enqueue_alone(), **hook_alone(), **many_in_flight()}
     idleness = idle(arguments.idle_seconds)
     if hvd.rank() == 0:
         for name, row in times.items():

@@ -59,8 +59,9 @@ TEST(OpRules, CheckWhatARankCanKnowByItself) {
   EXPECT_TRUE(check(bad).ok()) << "of floating-point numbers";
   bad.dtype = DataType::kInt32;
   EXPECT_NE(check(bad).text().find("Adasum"), std::string::npos);
-  EXPECT_FALSE(check(request_of(OpKind::kAllgather, "x", {})).ok()) << "a scalar";
-  bad = request_of(OpKind::kAllgather, "x", {2});
+  EXPECT_TRUE(check(request_of(OpKind::kAllgather, "x", {})).ok()) << "the others have to hear of a scalar, too";
+  EXPECT_FALSE(check(request_of(OpKind::kAlltoall, "x", {})).ok()) << "a scalar";
+  bad = request_of(OpKind::kReducescatter, "x", {2});
   bad.is_complex = true;
   EXPECT_FALSE(check(bad).ok()) << "a scalar, of two parts";
   bad.shape = {1, 2};
@@ -113,6 +114,25 @@ TEST(Agreement, OfDifferentRowsIsAGatherWithTheRowsOfEachRank) {
                members({0, 1, 2}));
   EXPECT_EQ(agreement.response.kind, Response::Kind::kExecute) << agreement.response.error;
   EXPECT_EQ(agreement.response.entries[0].first_dims, (std::vector<std::int64_t>{1, 0, 7}));
+}
+
+TEST(Agreement, OnAGatherOfScalarsIsAnErrorAlsoWhereAllRanksBringThem) {
+  const Request rows = request_of(OpKind::kAllgather, "g", {1});
+  const Request scalar = request_of(OpKind::kAllgather, "g", {});
+  Request of_two_parts = request_of(OpKind::kAllgather, "g", {2});
+  of_two_parts.is_complex = true;
+  Request second_of_two = rows;
+  second_of_two.more = {{DataType::kInt8, {}, 0}};
+  for (const Request& one : {scalar, of_two_parts, second_of_two}) {
+    const Response response = agree_on({one, one, one}, members({0, 1, 2})).response;
+    EXPECT_EQ(response.kind, Response::Kind::kError);
+    EXPECT_EQ(response.error_code, StatusCode::kInvalidArgument);
+    EXPECT_EQ(response.error,
+              "allgather 'g': a scalar cannot be gathered; give it one dimension, as in "
+              "tensor.reshape(1)");
+  }
+  const Response mixed = agree_on({rows, scalar, rows}, members({0, 1, 2})).response;
+  EXPECT_EQ(mixed.error, "allgather 'g': mismatched number of dimensions: 1: ranks 0,2; 0: rank 1");
 }
 
 TEST(Agreement, TakesATensorInTheOrderOfAllRanksOrElseInCOrder) {

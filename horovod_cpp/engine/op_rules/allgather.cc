@@ -3,12 +3,12 @@
 namespace hvd {
 namespace {
 
-Status check(const Request& request, const Membership& /*membership*/) {
-  HVD_RETURN_IF_ERROR(attributes::check_tensors(request));
-  if (attributes::has_scalar(request)) {
-    return Status::invalid_argument("a scalar cannot be gathered; give it one dimension, as in tensor.reshape(1)");
-  }
-  return {};
+Status check(const Request& request, const Membership& /*membership*/) { return attributes::check_tensors(request); }
+
+// Not found by `check`: a rank that is refused at once would leave the others waiting, who may have brought rows.
+std::string_view refusal(const Request& agreed) {
+  if (!attributes::has_scalar(agreed)) return {};
+  return "a scalar cannot be gathered; give it one dimension, as in tensor.reshape(1)";
 }
 
 // Ranks may bring different numbers of rows: compared with what this rank brought last time.
@@ -42,6 +42,6 @@ constinit const OpRule kAllgatherRule{
     /*cacheable=*/true,
     /*groupable=*/true,
     /*runs_with_joined=*/false,
-    /*any_order=*/false,        check, attributes::kRows, repeats, entry, as_rank_sent_it};
+    /*any_order=*/false,        check, attributes::kRows, repeats, entry, as_rank_sent_it, refusal};
 
 }  // namespace hvd

@@ -37,6 +37,8 @@ struct OpRule {
   /// A request as rank `index` must have sent it when it sent the cache id of `entry`. What does not count for the
   /// agreement may differ.
   Request (*recall)(const Request& agreed, const ResponseEntry& entry, int index);
+  /// Why what all ranks have asked for alike cannot be carried out, as an error on all of them; empty if it can be.
+  std::string_view (*refusal)(const Request& agreed) = nullptr;
 };
 
 /// The rule of `op`; nullptr for a number that names no operation.

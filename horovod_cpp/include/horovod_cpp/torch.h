@@ -184,6 +184,8 @@ struct DistributedOptions {
 
 namespace detail {
 
+class Question;
+
 /// Reduces gradients: in hooks, as backward makes them, one by one, in groups or in buckets. The hooks run on the
 /// threads of backward passes; all else on the thread that calls the optimizer. Does nothing in a set of one rank.
 class GradientReduction {
@@ -196,7 +198,7 @@ class GradientReduction {
   /// Makes buckets of what has been added, where gradients are views of such.
   void arrange_added();
   /// Starts what no backward pass has started, with zeros for missing gradients, and waits for all. Takes up what
-  /// requires a gradient by now, and leaves alone what is frozen and has none.
+  /// requires a gradient by now, and leaves alone what is frozen and has none on all ranks.
   void synchronize();
   /// Forgets what is in flight; it goes on without us.
   void reset();
@@ -213,6 +215,7 @@ class GradientReduction {
  private:
   struct State;
   void add_unfrozen();
+  std::vector<Question> finish_in_flight();
   std::shared_ptr<State> state_;
 };
 
@@ -224,9 +227,10 @@ class GradientReduction {
 ///
 /// Reductions start in hooks while backward runs, so that they overlap with it; step() waits for them. A parameter that
 /// took no part in a backward pass counts with zeros. One that is frozen when the optimizer is made is reduced from the
-/// step on for which it requires a gradient; one that is frozen later, and has no gradient, is left as it is. All ranks
-/// freeze and unfreeze alike.
-/// Threads: several may run backward; all else is for one at a time.
+/// step on for which it requires a gradient; all ranks unfreeze alike. One that is frozen later, and has no gradient,
+/// is left as it is once that is so on all ranks, and costs nothing from then on. As long as others have a gradient of
+/// it, zeros stand for the missing one, and all ranks step with the result. Threads: several may run backward; all else
+/// is for one at a time.
 template <typename Inner>
 class DistributedOptimizer : public Inner {
  public:

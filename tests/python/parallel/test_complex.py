@@ -67,7 +67,9 @@ def test_what_has_no_order_or_no_place_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^allreduce 'c': a conjugated view"):
         hvd.allreduce_(torch.ones(2, dtype=torch.complex64).conj(), name="c")
     assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()
-    for gather in (hvd.allgather, hvd.reducescatter, hvd.alltoall):
+    with pytest.raises(hvd.HorovodInternalError, match="scalar"):
+        hvd.allgather(torch.ones((), dtype=torch.complex64))
+    for gather in (hvd.reducescatter, hvd.alltoall):
         with pytest.raises(ValueError, match="scalar"):
             gather(torch.ones((), dtype=torch.complex64))
 

@@ -11,6 +11,7 @@ import torch
 from operations import ASYNC, REDUCING, equal_rows, run
 
 import horovod_cpp.torch as hvd
+from horovod_cpp import arrays
 
 several_ranks = pytest.mark.usefixtures("needs_several_ranks")
 
@@ -127,9 +128,25 @@ def test_a_mismatch_is_no_obstacle_for_what_is_in_flight_beside_it() -> None:
         hvd.synchronize(bad)
 
 
-@pytest.mark.parametrize(
-    "operation", ["allgather", "grouped_allgather", "alltoall", "reducescatter", "grouped_reducescatter"]
-)
+@pytest.mark.parametrize("form", [hvd.allgather_async, lambda tensor: hvd.grouped_allgather_async([tensor])])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_scalar_cannot_be_gathered_as_all_ranks_are_told(form: Callable[..., int], trained: bool) -> None:
+    """Horovod's type and moment: where only some ranks bring a scalar, the others do not wait."""
+    handle = form(torch.tensor(1.0, requires_grad=trained))
+    with pytest.raises(hvd.HorovodInternalError, match="a scalar cannot be gathered"):
+        hvd.synchronize(handle)
+    handle = form(torch.tensor(1.0) if odd() else torch.ones(1))
+    if hvd.size() > 1:
+        with pytest.raises(hvd.HorovodInternalError, match="mismatched number of dimensions"):
+            hvd.synchronize(handle)
+    else:
+        hvd.synchronize(handle)
+    with pytest.raises(hvd.HorovodInternalError, match="a scalar cannot be gathered"):
+        hvd.allgather(torch.tensor(1.0, requires_grad=trained))
+    assert hvd.allgather(torch.ones(1)).tolist() == [1.0] * hvd.size()
+
+
+@pytest.mark.parametrize("operation", ["alltoall", "reducescatter", "grouped_reducescatter"])
 def test_a_scalar_has_no_rows(operation: str) -> None:
     with pytest.raises(ValueError, match="scalar"):
         run(operation, torch.tensor(1.0))
@@ -227,9 +244,14 @@ def test_the_same_name_for_different_operations_is_no_duplicate() -> None:
 
 
 def test_a_root_that_is_no_rank() -> None:
-    for root in (-1, hvd.size()):
-        with pytest.raises(ValueError, match=f"invalid root rank {root}"):
-            hvd.broadcast(torch.ones(2), root)
+    for root in (-1, hvd.size(), 2**40, -(2**70)):
+        for tensor in (torch.ones(2), torch.ones(2, 2)[:, 0]):  # one takes a longer way to the library
+            with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+                hvd.broadcast(tensor, root)
+        with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+            hvd.broadcast_object(1, root)
+        with pytest.raises(ValueError, match=f"broadcast received invalid root rank {root} for"):
+            arrays.broadcast(numpy.ones(2), root)
 
 
 @pytest.mark.parametrize("op", [6, 17, -1, 256, 257, 259, 2**40])

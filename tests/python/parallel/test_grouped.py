@@ -96,7 +96,7 @@ def test_refusals() -> None:
             function([])
         with pytest.raises(ValueError, match="is not supported"):
             function([torch.ones(2), torch.ones(2).to_sparse()])
-    with pytest.raises(ValueError, match="scalar"):
+    with pytest.raises(hvd.HorovodInternalError, match="a scalar cannot be gathered"):
         hvd.grouped_allgather([torch.ones(2), torch.tensor(1.0)])
     with pytest.raises(ValueError, match="Reducescatter does not support scalar inputs"):
         hvd.grouped_reducescatter([torch.ones(2), torch.tensor(1.0)])

@@ -139,6 +139,29 @@ for options in ({}, {"groups": 2}, views, {"groups": 2} | views, {"op": hvd.Adas
     if "op" in options:
         alone = [hvd.broadcast(parameter.detach(), 0) for parameter in parameters]
     assert all(map(torch.allclose, parameters, alone)), (options, parameters, alone)
+
+total = hvd.size() * (hvd.size() + 1) / 2
+for options in ({}, {"groups": 2}, views, {"groups": 2} | views, {"op": hvd.Adasum}):
+    adasum = "op" in options
+    parameters = [nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    named = [(f"p{index}", parameter) for index, parameter in enumerate(parameters)]
+    optimizer = hvd.DistributedOptimizer(moving(parameters), named, **{"op": hvd.Sum} | options)
+    alone = hvd.rank() == (0 if adasum else hvd.size() - 1)  # it freezes before the others
+    for step in range(6 if adasum else 8):
+        parameters[1].requires_grad_(step < (1 if alone else 3) or step > (4 if adasum else 5))
+        before = parameters[1].detach().clone()
+        optimizer.zero_grad()
+        (sum(parameter.sum() for parameter in parameters) * (hvd.rank() + 1.0)).backward()
+        optimizer.step()
+        if adasum:
+            assert torch.equal(parameters[1], before) == (step in (3, 4))
+            for parameter in parameters:
+                assert torch.equal(hvd.broadcast(parameter.detach(), 0), parameter)
+        elif step in (3, 4, 5):
+            assert parameters[1].grad is None and torch.equal(parameters[1], before)
+        else:
+            expected = total - hvd.size() if step in (1, 2) else total
+            assert torch.equal(parameters[1].grad, torch.full_like(parameters[1], expected)), step
 hvd.barrier()
 """
 
