@@ -106,7 +106,10 @@ constexpr std::array kRows{
         [](Options& o, std::string_view t) { return store(o.small_limit_bytes, parse_bytes(t)); },
         show_bytes<&Options::small_limit_bytes>},
     Row{{"HOROVOD_STANDING_LIMIT",
-         "a tensor up to this many bytes that ranks reduce again and again, alone, needs no negotiation", false},
+         "a tensor up to this many bytes that ranks reduce again and again, alone, needs no negotiation; up to 64 KiB "
+         "where "
+         "ranks share no memory",
+         false},
         [](Options& o, std::string_view t) { return store(o.standing_limit_bytes, parse_bytes(t)); },
         no_show},
     Row{{"HOROVOD_STANDING_AFTER", "from this many such calls in a row on; 0 turns it off", false},

@@ -77,10 +77,8 @@ class CollectiveContext {
   std::uint64_t block_call() const { return (settings_.call & ~kStandingCall) + 1; }
   /// Ends when `peer` has come so far in this call.
   Pending await_stage(int peer, BlockStage stage) { return await_notice(global_rank(peer), {block_call(), stage}); }
-  /// Ends when a rank, by its global number, has left another call.
-  Pending await_left(int global_rank, std::uint64_t call) {
-    return await_notice(global_rank, {call, BlockStage::kLeft});
-  }
+  /// Ends when a slot of this rank's block is free; `reader`, by its global number, is a rank that reads one.
+  Pending await_slot(int reader) { return await_notice(reader, {block_call(), BlockStage::kSlotFree}); }
   int global_rank(int rank) const { return membership_->ranks[static_cast<std::size_t>(rank)]; }
 
   /// Memory of an algorithm's own that it sends from or receives into: what is started from now on holds it, like the

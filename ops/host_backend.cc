@@ -206,6 +206,7 @@ Task<Status> host_allreduce(CollectiveContext& context, AllreduceCall call, std:
 
 // The first message of each rank; it goes no further without something of this one.
 void discard_standing_allreduce(CollectiveContext& context, const AllreduceCall& call) {
+  context.pull_if_large(bytes_of(call));  // as the others do
   const AllreduceAlgorithm& algorithm = select_allreduce(facts_of(call, context));
   if (!algorithm.sends) return;
   std::size_t bytes = call.tensors.front().count * size_of(call.dtype);

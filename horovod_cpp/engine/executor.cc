@@ -121,6 +121,7 @@ void Executor::discard(const Response& response) {
   CollectiveContext::Settings settings;
   settings.process_set = response.process_set;
   settings.call = response.call;
+  settings.pull_from_bytes = options_.pull_from_bytes;
   settings.buffers = &buffers_;
   CollectiveContext context(loop_, fabric_, membership, std::move(settings));
   AllreduceCall call = allreduce_call(response);

@@ -15,13 +15,16 @@ namespace {
 constexpr int kResumesPerStep = 16;  // then control messages are looked at again
 constexpr Duration kPollingNap = std::chrono::microseconds(50);
 
-CoordinatorSettings coordinator_settings(const Options& options, Timeline* timeline) {
+// Where a standing call goes by messages, copies cost more than what it spares from here on.
+constexpr std::size_t kStandingByMessages = std::size_t{64} << 10;
+
+CoordinatorSettings coordinator_settings(const Options& options, std::size_t slot_bytes, Timeline* timeline) {
   CoordinatorSettings settings;
   settings.fusion = {options.fusion_threshold_bytes, options.fusion_copy_limit_bytes, options.small_limit_bytes};
   settings.cache_capacity = options.cache_capacity;
   settings.company_time = options.cycle_time;
   settings.stall_shutdown_time = options.stall_shutdown_time;
-  settings.standing_limit_bytes = options.standing_limit_bytes;
+  settings.standing_limit_bytes = std::min(options.standing_limit_bytes, std::max(slot_bytes, kStandingByMessages));
   settings.standing_after = options.standing_after;
   settings.timeline = timeline;
   return settings;
@@ -49,7 +52,8 @@ Runtime::Runtime(std::unique_ptr<Fabric> fabric, const Clock& clock, Settings se
       loop_(clock),
       sets_(settings_.everyone),
       published_sets_(sets_),
-      controller_(fabric_->rank(), sets_, coordinator_settings(settings_.options, settings_.timeline)),
+      controller_(fabric_->rank(), sets_,
+                  coordinator_settings(settings_.options, fabric_->slot_bytes(), settings_.timeline)),
       devices_(loop_, settings_.devices, settings_.options,
                [this](ProcessSetId set, std::uint64_t call, const Status& reason) {
                  ended_calls_.push_back({set, call, reason, executor_.in_flight()});

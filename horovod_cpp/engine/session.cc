@@ -93,16 +93,16 @@ Result<std::unique_ptr<Session>> Session::start(const Settings& settings) {
   Result<std::vector<std::vector<int>>> sets = checked_sets(settings.process_sets, bootstrap.size());
   if (!sets) return sets.status();
   Result<std::unique_ptr<FaultPlan>> fault = FaultPlan::parse(set.fault, bootstrap.rank());
-  if (!fault) return fault.status();
-  session->fault_ = std::move(fault).value();
+  const bool slow = fault.ok() && (*fault)->slows_any();
   Handshake handshake;
-  handshake.extra = {{"process_sets", sets_text(*sets)},
-                     {"slow ranks in HOROVOD_FAULT", session->fault_->slows_any() ? "some" : "none"}};
+  handshake.extra = {{"process_sets", sets_text(*sets)}, {"slow ranks in HOROVOD_FAULT", slow ? "some" : "none"}};
   Result<Connection> connection = connect_all(*session->joined_, set, handshake, deadline);
   if (!connection) return with_members(connection.status(), settings.members);
   session->topology_ = topology_of(*session->joined_, *connection);
 
-  if (session->fault_->slows_any()) connection->fabric->share_blocks(0);  // which no network slows down
+  if (!fault) return fault.status();  // not before the others have met this rank
+  session->fault_ = std::move(fault).value();
+  if (slow) connection->fabric->share_blocks(0);  // which no network slows down
   if (const auto rate = session->fault_->bytes_per_second()) slow_down(*connection->fabric, session->clock_, *rate);
 
   Result<std::unique_ptr<EpollPoller>> poller = EpollPoller::create(session->clock_);

@@ -1,7 +1,5 @@
 #include "ops/algorithms/block_allreduce.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -21,19 +19,33 @@ enum class Order : std::uint8_t { kRecursiveDoubling, kRing };
 // Piece by piece, so that what is on the way to a sum lies in the nearest cache.
 constexpr std::size_t kPieceBytes = std::size_t{8} << 10;
 
+// Room for the sums that are on the way, taken before anything is shown: who fails then fails before the others can
+// end.
+class Room {
+ public:
+  explicit Room(CollectiveContext& context)
+      : count_(context.size() > 2 ? Operands::most_spares(context.size()) : 0),
+        place_(count_ > 0 ? context.lease(kPieceBytes * static_cast<std::size_t>(count_)) : nullptr) {}
+
+  Status status() const { return count_ == 0 || place_ != nullptr ? Status() : Status::internal("no memory for sums"); }
+  void give_to(Operands& operands) const {
+    for (int i = 0; i < count_; ++i) operands.add_spare(place_ + static_cast<std::size_t>(i) * kPieceBytes);
+  }
+
+ private:
+  int count_;
+  std::byte* place_;
+};
+
 // Sums what lies at `begin` of the operands of all ranks to the same place of `output`, and of `copy` unless that is
-// nullptr. kInternal when there is no memory.
-Status sum(CollectiveContext& context, const BlockUse& block, const ReduceBuffer& buffer, std::size_t begin,
-           std::size_t bytes, std::byte* copy, const Reducer& reducer, Order order) {
-  const int size = context.size();
-  Operands operands(size, 0);
-  const int spares = Operands::most_spares(size);
-  std::byte* const room = context.lease(kPieceBytes * static_cast<std::size_t>(spares));
-  if (room == nullptr) return Status::internal(fmt::format("no memory for the sums of {} ranks", size));
-  for (int i = 0; i < spares; ++i) operands.add_spare(room + static_cast<std::size_t>(i) * kPieceBytes);
+// nullptr.
+void sum(CollectiveContext& context, const BlockUse& block, const Room& room, const ReduceBuffer& buffer,
+         std::size_t begin, std::size_t bytes, std::byte* copy, const Reducer& reducer, Order order) {
+  Operands operands(context.size(), 0);
+  room.give_to(operands);
   for (const std::size_t end = begin + bytes; begin < end; begin += kPieceBytes) {
     operands.begin(std::min(kPieceBytes, end - begin));
-    for (int rank = 0; rank < size; ++rank) {
+    for (int rank = 0; rank < context.size(); ++rank) {
       operands.put(rank, (rank == context.rank() ? buffer.input : block.of(rank)) + begin);
     }
     if (order == Order::kRing) {
@@ -43,7 +55,6 @@ Status sum(CollectiveContext& context, const BlockUse& block, const ReduceBuffer
     }
     if (copy != nullptr) std::memcpy(copy + begin, buffer.output + begin, operands.bytes());
   }
-  return {};
 }
 
 Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer, Reducer reducer, Order order) {
@@ -52,6 +63,8 @@ Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer,
   const auto begin_of = [&](int chunk) { return buffer.chunks[static_cast<std::size_t>(chunk)]; };
   const auto bytes_of = [&](int chunk) { return begin_of(chunk + 1) - begin_of(chunk); };
   const std::size_t own_bytes = bytes_of(rank);
+  const Room room(context);
+  HVD_CO_RETURN_IF_ERROR(room.status());
   BlockUse block(context);
   HVD_CO_RETURN_IF_ERROR(co_await block.begin());
   // Nobody else reads this rank's own chunk.
@@ -59,7 +72,7 @@ Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer,
   copy_bytes(block.slot() + begin_of(rank + 1), buffer.input + begin_of(rank + 1), buffer.bytes - begin_of(rank + 1));
   HVD_CO_RETURN_IF_ERROR(block.show(BlockStage::kOperand, buffer.bytes - own_bytes));
   HVD_CO_RETURN_IF_ERROR(co_await block.wait_for(BlockStage::kOperand));
-  HVD_CO_RETURN_IF_ERROR(sum(context, block, buffer, begin_of(rank), own_bytes, block.slot(), reducer, order));
+  sum(context, block, room, buffer, begin_of(rank), own_bytes, block.slot(), reducer, order);
   HVD_CO_RETURN_IF_ERROR(block.show(BlockStage::kSum, own_bytes * static_cast<std::size_t>(size - 1)));
   HVD_CO_RETURN_IF_ERROR(co_await block.wait_for(BlockStage::kSum));
   for (int k = 1; k < size; ++k) {
@@ -72,12 +85,15 @@ Task<Status> scatter_and_gather(CollectiveContext& context, ReduceBuffer buffer,
 }  // namespace
 
 Task<Status> block_allreduce(CollectiveContext& context, ReduceBuffer buffer, Reducer reducer) {
+  const Room room(context);
+  HVD_CO_RETURN_IF_ERROR(room.status());
   BlockUse block(context);
   HVD_CO_RETURN_IF_ERROR(co_await block.begin());
   copy_bytes(block.slot(), buffer.input, buffer.bytes);
   HVD_CO_RETURN_IF_ERROR(block.show(BlockStage::kOperand, buffer.bytes * static_cast<std::size_t>(context.size() - 1)));
   HVD_CO_RETURN_IF_ERROR(co_await block.wait_for(BlockStage::kOperand));
-  co_return sum(context, block, buffer, 0, buffer.bytes, nullptr, reducer, Order::kRecursiveDoubling);
+  sum(context, block, room, buffer, 0, buffer.bytes, nullptr, reducer, Order::kRecursiveDoubling);
+  co_return Status();
 }
 
 Task<Status> block_scatter_allreduce(CollectiveContext& context, ReduceBuffer buffer, Reducer reducer) {

@@ -1,5 +1,7 @@
 #include "ops/algorithms/block_use.h"
 
+#include <fmt/format.h>
+
 namespace hvd {
 
 BlockUse::BlockUse(CollectiveContext& context)
@@ -18,10 +20,10 @@ Task<Status> BlockUse::begin() {
   entered_ = blocks.enter(context_.block_call(), peers_);
   if (!entered_) co_return Status::internal("another call of this rank uses its block");
   for (;;) {
-    const std::optional<SharedBlocks::Reader> reader = blocks.claim();
+    const std::optional<int> reader = blocks.claim();
     if (!reader) co_return Status();
-    const Pending left = context_.await_left(reader->peer, reader->call);
-    HVD_CO_RETURN_IF_ERROR(co_await left);
+    const Pending free = context_.await_slot(*reader);
+    HVD_CO_RETURN_IF_ERROR(co_await free);
   }
 }
 
@@ -35,9 +37,13 @@ Task<Status> BlockUse::wait_for(BlockStage stage) {
   }
   if (missing.empty()) co_return Status();
   for (Pending& one : missing) HVD_CO_RETURN_IF_ERROR(co_await one);
+  HVD_CO_RETURN_IF_ERROR(context_.cancelled());  // since then a peer may have been lost, which then reuses its slot
   for (int rank = 0; rank < context_.size(); ++rank) {
-    if (rank != context_.rank())
-      found_[static_cast<std::size_t>(rank)] = transport_.blocks()->find(context_.global_rank(rank), stage);
+    const int peer = context_.global_rank(rank);
+    if (rank == context_.rank()) continue;
+    const std::byte* const place = transport_.blocks()->find(peer, stage);
+    if (place == nullptr) co_return Status::internal(fmt::format("rank {} shows its part of the call no more", peer));
+    found_[static_cast<std::size_t>(rank)] = place;
   }
   co_return Status();
 }

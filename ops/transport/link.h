@@ -40,7 +40,8 @@ class Link {
   virtual void ring() = 0;
   /// Wakes the peer at the next `ring`, although nothing was written here.
   virtual void nudge() {}
-  /// The peer's process, or its end of the link, has ended: it reads nothing of this rank any more.
+  /// The peer has closed its end of the link, or its process has ended: it reads nothing of this rank any more. Also
+  /// after `close`.
   virtual bool peer_has_ended() const { return false; }
   /// After the owner said that it sleeps: true when there is something to read, or room for what did not fit.
   virtual bool has_news() = 0;

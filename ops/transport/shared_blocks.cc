@@ -28,8 +28,8 @@ bool SharedBlocks::enter(std::uint64_t call, std::span<const int> peers) {
   return true;
 }
 
-std::optional<SharedBlocks::Reader> SharedBlocks::claim() {
-  std::optional<Reader> blocker;
+std::optional<int> SharedBlocks::claim() {
+  std::optional<int> blocker;
   for (std::size_t i = 0; i < own_.size(); ++i) {
     Slot& slot = own_[i];
     std::optional<int> reader = reader_of(slot);
@@ -44,12 +44,15 @@ std::optional<SharedBlocks::Reader> SharedBlocks::claim() {
       want_slot(false);
       return std::nullopt;
     }
-    blocker = Reader{*reader, slot.call};
+    blocker = reader;
   }
   return blocker;
 }
 
-void SharedBlocks::show(BlockStage stage) { words(rank_).shown[*slot_].value.store(word_of(call_, stage)); }
+void SharedBlocks::show(BlockStage stage) {
+  HVD_CHECK(stage != BlockStage::kSlotFree);
+  words(rank_).shown[*slot_].value.store(word_of(call_, stage));
+}
 
 void SharedBlocks::leave() {
   call_ = 0;
@@ -68,6 +71,10 @@ std::optional<int> SharedBlocks::reader_of(const Slot& slot) const {
   const auto found =
       std::find_if(slot.readers.begin(), slot.readers.end(), [&](int peer) { return reads(peer, slot.call); });
   return found == slot.readers.end() ? std::nullopt : std::optional(*found);
+}
+
+bool SharedBlocks::has_free_slot() const {
+  return std::any_of(own_.begin(), own_.end(), [&](const Slot& slot) { return !reader_of(slot).has_value(); });
 }
 
 const std::byte* SharedBlocks::find(int peer, BlockStage stage) const { return find(peer, call_, stage); }
@@ -90,12 +97,12 @@ bool SharedBlocks::may_wait_for_this(int peer) const {
 
 bool SharedBlocks::has_come(const Transfer& transfer) const {
   const BlockNotice& notice = *transfer.notice;
-  if (notice.stage == BlockStage::kLeft) return !reads(transfer.peer, notice.call);
+  if (notice.stage == BlockStage::kSlotFree) return has_free_slot();
   return find(transfer.peer, notice.call, notice.stage) != nullptr;
 }
 
 void SharedBlocks::await(const TransferRef& transfer) {
-  if (transfer->notice->stage == BlockStage::kLeft) want_slot(true);
+  if (transfer->notice->stage == BlockStage::kSlotFree) want_slot(true);
   if (has_come(*transfer)) {
     transfer->complete({});
     return;
@@ -121,7 +128,7 @@ void SharedBlocks::cancel(const TransferRef& transfer) { std::erase(awaited_, tr
 
 void SharedBlocks::end(int peer, const Status& status) {
   std::erase_if(awaited_, [&](const TransferRef& transfer) {
-    if (transfer->peer != peer) return false;
+    if (transfer->peer != peer || transfer->notice->stage == BlockStage::kSlotFree) return false;
     transfer->complete(status);
     return true;
   });

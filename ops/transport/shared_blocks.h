@@ -71,18 +71,14 @@ class SharedBlocks {
   /// Begins `call`, which is not 0 and has no other number on any rank; `peers` are its other members. False when this
   /// rank is in another call.
   bool enter(std::uint64_t call, std::span<const int> peers);
-  /// Takes a slot for the call. Nothing when it has one; else who has to leave what first (BlockStage::kLeft).
-  struct Reader {
-    int peer;
-    std::uint64_t call;
-  };
-  std::optional<Reader> claim();
+  /// Takes a slot for the call. Nothing when it has one; else a rank that reads what lies in one: to be tried again
+  /// when a slot is free (BlockStage::kSlotFree).
+  std::optional<int> claim();
   /// The slot that it took.
   std::byte* slot() const { return slots_of(rank_) + *slot_ * slot_bytes_; }
   void show(BlockStage stage);
   /// What others show of the call is not read any more.
   void leave();
-  bool in_call() const { return call_ != 0; }
 
   // ---- what it reads
 
@@ -102,10 +98,11 @@ class SharedBlocks {
   bool deliver();
   bool has_news() const;
   void cancel(const TransferRef& transfer);
-  /// Everything that waits for `peer`.
+  /// Everything that waits for what `peer` is to show.
   void end(int peer, const Status& status);
   /// It reads nothing any more, whatever its words say.
   void gone(int peer);
+  bool waits_for_slot() const { return wants_slot_; }
 
  private:
   struct Block {
@@ -127,6 +124,7 @@ class SharedBlocks {
   }
   void want_slot(bool wants);
   std::optional<int> reader_of(const Slot& slot) const;
+  bool has_free_slot() const;
   const std::byte* find(int peer, std::uint64_t call, BlockStage stage) const;
   bool has_come(const Transfer& transfer) const;
 

@@ -97,12 +97,12 @@ bool StreamTransport::flushed() const {
 
 void StreamTransport::do_start(const TransferRef& transfer) {
   Peer& peer = peer_of(transfer->peer);
-  if (!peer.lost.ok()) {
-    transfer->complete(peer.lost);
+  if (transfer->notice && (peer.lost.ok() || transfer->notice->stage == BlockStage::kSlotFree)) {
+    await_notice(peer, transfer);
     return;
   }
-  if (transfer->notice) {
-    await_notice(peer, transfer);
+  if (!peer.lost.ok()) {
+    transfer->complete(peer.lost);
     return;
   }
   if (transfer->direction == Transfer::Direction::kReceive) {
@@ -135,9 +135,16 @@ void StreamTransport::do_start(const TransferRef& transfer) {
 // What a peer has shown stays there when it has gone.
 void StreamTransport::await_notice(Peer& peer, const TransferRef& transfer) {
   blocks_->await(transfer);
-  if (!transfer->done() && peer.left) {
+  if (!transfer->done() && peer.left && transfer->notice->stage != BlockStage::kSlotFree) {
     blocks_->cancel(transfer);
     transfer->complete(lost_status(peer, Status::internal("it has left the job")));
+  }
+}
+
+// Who was lost by what others say may be stopped in the middle of reading. Its end frees a slot.
+void StreamTransport::look_for_ended_readers() {
+  for (const Peer* peer : active_) {
+    if (!peer->lost.ok() && peer->link->peer_has_ended()) blocks_->gone(peer->rank);
   }
 }
 
@@ -545,6 +552,7 @@ Status StreamTransport::end_frame(Peer& peer) {
 
 bool StreamTransport::progress() {
   wakeup_->refresh();
+  if (blocks_ != nullptr && blocks_->waits_for_slot()) look_for_ended_readers();
   // Before anybody is found to have ended: what that one showed before counts.
   bool moved = blocks_ != nullptr && blocks_->deliver();
   for (Peer* peer : active_) {

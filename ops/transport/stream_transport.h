@@ -140,6 +140,7 @@ class StreamTransport final : public Transport {
   void queue_control(Peer& peer, FrameKind kind, const TransferKey& key, std::uint64_t bytes,
                      std::span<const std::byte> payload = {});
   void await_notice(Peer& peer, const TransferRef& transfer);
+  void look_for_ended_readers();
   void offer(Peer& peer, const TransferRef& transfer);
   Status take_offer(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload);
   void match_offer(Peer& peer, const Offer& offer, const TransferRef& transfer);

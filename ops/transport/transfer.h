@@ -30,7 +30,7 @@ struct TransferKey {
 enum class BlockStage : std::uint8_t {
   kOperand = 1,
   kSum = 2,
-  kLeft = 3,  ///< the rank reads nothing more of the call; not shown
+  kSlotFree = 3,  ///< of this rank's own: nobody reads what one of its slots holds; not shown
 };
 
 /// What a transfer waits for that moves no bytes.

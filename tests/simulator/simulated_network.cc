@@ -182,7 +182,8 @@ void SimulatedTransport::do_start(const TransferRef& transfer) {
   const bool sends = transfer->direction == Transfer::Direction::kSend;
   network_.trace_.note(sends ? Trace::What::kSend : Trace::What::kReceive, rank_, transfer->peer,
                        number_of(transfer->key), transfer->bytes);
-  if (gone(transfer->peer)) {
+  const bool waits_for_slot = transfer->notice && transfer->notice->stage == BlockStage::kSlotFree;
+  if (gone(transfer->peer) && !waits_for_slot) {
     transfer->complete(lost_status(transfer->peer, "its process has gone"));
   } else if (transfer->notice) {
     await_notice(transfer);
@@ -195,7 +196,7 @@ void SimulatedTransport::do_start(const TransferRef& transfer) {
 
 void SimulatedTransport::await_notice(const TransferRef& transfer) {
   blocks_->await(transfer);
-  if (transfer->done() || !left(transfer->peer)) return;
+  if (transfer->done() || !left(transfer->peer) || transfer->notice->stage == BlockStage::kSlotFree) return;
   blocks_->cancel(transfer);
   transfer->complete(lost_status(transfer->peer, "it has left the job"));
 }

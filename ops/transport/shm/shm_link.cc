@@ -91,7 +91,12 @@ Status ShmLink::failure() {
   return Status::internal(fmt::format("{} is ending or has closed the connection", process_text(peer_)));
 }
 
+bool ShmLink::peer_has_ended() const {
+  return peer_closed_.load() != 0 || (peer_.gone && !closed_here_) || peer_.ended || is_readable(peer_.process);
+}
+
 void ShmLink::close() {
+  closed_here_ = true;
   if (peer_.owner != ::getpid()) return;  // a forked child has nothing to end
   closed_.store(1);
   ::shutdown(peer_.socket.get(), SHUT_RDWR);

@@ -20,7 +20,7 @@ class ShmLink final : public Link {
   Pulled pull(std::uint64_t address, std::span<std::byte> place) override;
   void ring() override;
   void nudge() override { nudged_ = true; }
-  bool peer_has_ended() const override { return peer_.gone; }
+  bool peer_has_ended() const override;
   bool has_news() override;
   Status failure() override;
   void close() override;
@@ -38,6 +38,7 @@ class ShmLink final : public Link {
   ByteRingReader reader_;
   std::uint64_t consumed_ = 0;
   std::uint64_t rung_sleep_ = 0;  // the sleep that this link has ended already
+  bool closed_here_ = false;      // which ends the socket for both
   bool wrote_ = false;            // since the last ring
   bool nudged_ = false;
   bool made_room_ = false;  // for a writer that found none

@@ -22,8 +22,8 @@ namespace hvd {
 
 using ShmNonce = std::array<std::byte, 16>;
 
-/// One page of each rank, mapped by all its peers: that a rank sleeps is one store, however many peers it has. The
-/// rank's block (ops/transport/shared_blocks.h) lies behind it.
+/// In front of the memory of each rank that all its peers map: that a rank sleeps is one store, however many peers it
+/// has. The rank's block (ops/transport/shared_blocks.h) lies one page behind.
 struct ShmPresence {
   alignas(64) std::atomic<std::uint64_t> sleeps{0};  ///< odd while the rank sleeps; a new number for each sleep
   alignas(64) std::atomic<std::uint64_t> rings{0};   ///< of its doorbell, counted once that is up
@@ -50,6 +50,9 @@ inline constexpr std::size_t kPairControlBytes = 4096;
 static_assert(sizeof(ShmPairControl) <= kPairControlBytes);
 
 constexpr std::size_t pair_memory_bytes(std::size_t ring_bytes) { return 2 * ring_bytes + kPairControlBytes; }
+
+/// As the pidfd of a process that has ended is.
+bool is_readable(const UniqueFd& fd);
 
 struct ShmPeer {
   ShmPeer(int peer_rank, UniqueFd peer_socket) : rank(peer_rank), socket(std::move(peer_socket)) {}

@@ -30,12 +30,12 @@ Status add_to(int epoll, int fd, std::uint32_t events, ShmPeer* peer) {
   return {};
 }
 
+}  // namespace
+
 bool is_readable(const UniqueFd& fd) {
   pollfd place{fd.get(), POLLIN, 0};
   return fd && ::poll(&place, 1, 0) == 1;
 }
-
-}  // namespace
 
 Result<std::unique_ptr<ShmWakeup>> ShmWakeup::create(std::size_t slot_bytes) {
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));

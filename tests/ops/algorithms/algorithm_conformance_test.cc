@@ -265,6 +265,61 @@ TEST(AlgorithmTable, TheLastAllreduceFitsWhateverTheFacts) {
   EXPECT_EQ(select_allreduce({1025, 4, 1024}).name, "ring");
 }
 
+TEST(AlgorithmTable, StandingCallsUseBlocksWhereTheseHaveRoom) {
+  AlgorithmFacts facts{
+      .tensor_bytes = 1024, .size = 4, .small_limit_bytes = 65536, .standing = true, .slot_bytes = 1 << 20};
+  EXPECT_EQ(select_allreduce(facts).name, "block");
+  facts.tensor_bytes = 65536;
+  EXPECT_EQ(select_allreduce(facts).name, "block_scatter");
+  facts.tensor_bytes = 1 << 20;
+  EXPECT_EQ(select_allreduce(facts).name, "block_scatter_as_ring");
+  facts.tensor_bytes += 1;
+  EXPECT_EQ(select_allreduce(facts).name, "direct_scatter_as_ring");
+  facts.slot_bytes = 0;
+  facts.tensor_bytes = 1024;
+  EXPECT_EQ(select_allreduce(facts).name, "direct");
+  facts.standing = false;
+  facts.slot_bytes = 1 << 20;
+  EXPECT_EQ(select_allreduce(facts).name, "recursive_doubling");
+}
+
+// Bits of what `name` makes of the same operands.
+std::vector<GuardedBytes> bits_by(std::string_view name, const Operands& given, int size, std::mt19937_64& random) {
+  const auto algorithms = allreduce_algorithms();
+  const auto row =
+      std::find_if(algorithms.begin(), algorithms.end(), [&](const auto& one) { return one.name == name; });
+  Operands operands = given;
+  SteppedRanks ranks(size, random, kAllEager.settings());
+  const Result<Reducer> reducer = find_reducer(operands.dtype, ReduceOp::kSum);
+  expect_all_ok(ranks.run([&](CollectiveContext& context, int rank) {
+    return row->run(context, operands.buffer(rank, row->uses_chunks ? size : 1), reducer.value());
+  }));
+  return operands.outputs;
+}
+
+// Whether a call stands, and where it finds its operands, is not to be seen in its result.
+TEST(AlgorithmTable, TheBitsOfASumAreThoseOfTheAlgorithmThatIsTakenOtherwise) {
+  std::mt19937_64 random = generator_of_this_run();
+  std::uniform_real_distribution<double> anything(-1.0, 1.0);
+  const std::array<std::pair<std::string_view, std::string_view>, 7> pairs{{{"block", "recursive_doubling"},
+                                                                            {"block_scatter", "recursive_doubling"},
+                                                                            {"direct", "recursive_doubling"},
+                                                                            {"direct_scatter", "recursive_doubling"},
+                                                                            {"block_scatter_as_ring", "ring"},
+                                                                            {"direct_scatter_as_ring", "ring"},
+                                                                            {"in_turn", "ring"}}};
+  for (int size = 2; size <= kMostRanks; ++size) {
+    for (const DataType type : {DataType::kFloat32, DataType::kFloat16, DataType::kFloat64}) {
+      Operands operands(type, size, 5003, /*in_place=*/true);
+      operands.fill([&] { return anything(random); });
+      for (const auto& [one, other] : pairs) {
+        SCOPED_TRACE(fmt::format("{} and {}, {} on {} ranks", one, other, name_of(type), size));
+        ASSERT_TRUE(bits_by(one, operands, size, random) == bits_by(other, operands, size, random));
+      }
+    }
+  }
+}
+
 // ---- reducescatter
 // ----------------------------------------------------------------------------------------------------------
 

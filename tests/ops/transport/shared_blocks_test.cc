@@ -116,13 +116,13 @@ TEST_F(SharedBlocksTest, ASlotStaysAsItIsWhileAReaderIsInItsCall) {
   // A reader of the other slot too: there is none to take, until one of them leaves.
   ASSERT_TRUE(rank(2).enter(3, others(2)));
   ASSERT_TRUE(rank(0).enter(4, others(0)));
-  const auto reader = rank(0).claim();
+  const std::optional<int> reader = rank(0).claim();
   ASSERT_TRUE(reader.has_value());
-  const TransferRef left = await(0, reader->peer, reader->call, BlockStage::kLeft);
+  const TransferRef left = await(0, *reader, 4, BlockStage::kSlotFree);
   EXPECT_FALSE(left->done());
   EXPECT_FALSE(rank(0).has_news());
   EXPECT_TRUE(rank(1).wants_slot(0)) << "who leaves has to wake it";
-  rank(reader->peer).leave();
+  rank(3 - *reader).leave();  // whichever of the two it is
   EXPECT_TRUE(rank(0).has_news());
   EXPECT_TRUE(rank(0).deliver());
   EXPECT_TRUE(left->done());

@@ -798,7 +798,7 @@ TEST_P(BlockConformance, WhoHasLeftTheCallByItselfIsNotRungWhenHeldBellsAre) {
 }
 
 TEST_P(BlockConformance, WhoLeavesWakesAPeerThatWaitsForItsSlot) {
-  Ends ends(2);
+  Ends ends(3);
   connect(ends);
   for (const std::uint64_t call : {1u, 2u}) {  // given up by rank 1; rank 0 comes to the second
     begin(ends, 1, call);
@@ -808,13 +808,19 @@ TEST_P(BlockConformance, WhoLeavesWakesAPeerThatWaitsForItsSlot) {
   begin(ends, 0, 2);
   SharedBlocks& blocks = *ends[1].transport->blocks();
   const std::array<int, 1> peers{0};
-  // Rank 0 reads one slot; the other one is free again and again.
+  // Rank 0 reads one slot; the other one is free again and again, until rank 2 reads that.
   for (const std::uint64_t call : {3u, 4u}) {
-    ASSERT_TRUE(blocks.enter(call, peers));
+    const std::array<int, 1> others{call == 3 ? 0 : 2};
+    ASSERT_TRUE(blocks.enter(call, others));
     ASSERT_FALSE(blocks.claim().has_value()) << "call " << call;
+    ASSERT_TRUE(ends[1].transport->show(others, BlockStage::kOperand, 0).ok());
     blocks.leave();
   }
-  const TransferRef left = await(ends, 1, 0, 2, BlockStage::kLeft);
+  ASSERT_TRUE(ends[2].transport->blocks()->enter(4, std::array<int, 1>{1}));
+  ASSERT_TRUE(blocks.enter(5, peers));
+  const std::optional<int> reader = blocks.claim();
+  ASSERT_TRUE(reader.has_value());
+  const TransferRef left = await(ends, 1, *reader, 5, BlockStage::kSlotFree);
   ASSERT_FALSE(left->done());
   ASSERT_TRUE(ends.drive_until([&] { return !ends.step() && ends[1].transport->arm(); }));
   const int wakes = ends[1].poller.wakes();
@@ -823,6 +829,33 @@ TEST_P(BlockConformance, WhoLeavesWakesAPeerThatWaitsForItsSlot) {
   ASSERT_TRUE(is_rung(ends[1], wakes));
   ends[1].transport->disarm();
   ASSERT_TRUE(ends.drive_until_done({left}));
+  EXPECT_FALSE(blocks.claim().has_value());
+}
+
+TEST_P(BlockConformance, APeerThatWasGivenUpFreesItsSlotWhenItHasEnded) {
+  Ends ends(3);
+  connect(ends);
+  SharedBlocks& blocks = *ends[0].transport->blocks();
+  for (const int reader : {1, 2}) {  // each stays in a call, and is lost by what another rank says
+    const auto call = static_cast<std::uint64_t>(reader);
+    const std::array<int, 1> peers{reader};
+    ASSERT_TRUE(blocks.enter(call, peers));
+    ASSERT_FALSE(blocks.claim().has_value());
+    ASSERT_TRUE(ends[0].transport->show(peers, BlockStage::kOperand, 0).ok());
+    blocks.leave();
+    ASSERT_TRUE(ends[reader].transport->blocks()->enter(call, std::array<int, 1>{0}));
+    ends[0].transport->give_up(reader, Status::internal("rank 0 was told"));
+  }
+  ASSERT_TRUE(blocks.enter(3, std::array<int, 1>{1}));
+  const std::optional<int> reader = blocks.claim();
+  ASSERT_TRUE(reader.has_value()) << "they may still be reading";
+  const TransferRef free = await(ends, 0, *reader, 3, BlockStage::kSlotFree);
+  ends[0].transport->progress();
+  EXPECT_FALSE(free->done());
+  ends[1].transport.reset();
+  ASSERT_TRUE(ends.drive_until_done({free}));
+  EXPECT_TRUE(free->status().ok()) << "a loss must not fail calls of others";
+  EXPECT_FALSE(blocks.claim().has_value());
 }
 
 TEST_P(BlockConformance, ALostPeerEndsWhatWaitsForItButNotWhatItHasShown) {

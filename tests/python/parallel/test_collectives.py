@@ -355,9 +355,14 @@ def test_statistics_count_what_was_reduced() -> None:
 def test_what_is_repeated_alone_goes_on_without_negotiation() -> None:
     before = hvd.statistics()["standing_calls"]
     for turn in range(60):
-        for dtype, elements in ((torch.float32, 5), (torch.float64, 3000)):
+        for dtype, elements in (
+            (torch.float32, 5),
+            (torch.float64, 3000),
+            (torch.float32, 40_003),
+            (torch.int32, 2**18),
+        ):
             tensor = torch.full((elements,), turn + hvd.rank(), dtype=dtype)
-            total = hvd.allreduce_(tensor, op=hvd.Sum, name=f"repeated.{dtype}")
+            total = hvd.allreduce_(tensor, op=hvd.Sum, name=f"repeated.{dtype}.{elements}")
             expected = turn * hvd.size() + hvd.size() * (hvd.size() - 1) // 2
             assert (total == expected).all()
     begun = hvd.statistics()["standing_calls"] - before
