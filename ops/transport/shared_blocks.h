@@ -1,5 +1,6 @@
 // Memory of each rank that its peers on the host read in place: what a rank writes once, all of them find there,
-// without a message to each. Words that only grow say which call it belongs to, and how far that has come.
+// without a message to each. Words say which call it belongs to, and how far that has come; no two calls have one
+// number.
 //
 //   writer                                        readers
 //   takes a slot that nobody reads, fills it      enter the call: from now on they read what belongs to it
@@ -7,8 +8,8 @@
 //                                                 leave the call
 // Whoever comes late finds what was shown before; nobody is woken for a call that it has not begun. A slot stays as it
 // is for as long as a reader is in its call. All words are sequentially consistent: a reader that enters and then
-// looks, and a writer that takes back and then looks for readers, cannot miss each other. Runs under the Turn, but for
-// the words and slots themselves.
+// looks, and a writer that takes back and then looks for readers, cannot miss each other.
+// Runs under the Turn, but for the words and slots themselves.
 #pragma once
 
 #include <algorithm>
