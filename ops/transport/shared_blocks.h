@@ -65,7 +65,6 @@ class SharedBlocks {
 
   /// The block of a rank, this one too: `block_bytes(slot_bytes)`, with BlockWords in front.
   void add(int rank, std::span<std::byte> memory);
-  std::size_t slot_bytes() const { return slot_bytes_; }
 
   // ---- what this rank writes
 
