@@ -118,6 +118,7 @@ std::optional<StandingUse> StandingCalls::on_overdue(StandingUse said, Discards&
 std::optional<StandingCalls::Begun> StandingCalls::on_call_ended(std::uint64_t call) {
   if (!flight_ || flight_->call != call) return std::nullopt;
   std::optional<Begun> begun = Begun{std::move(flight_->request), flight_->use, flight_->was_overdue};
+  if (flight_->forgotten) begun.reset();
   flight_.reset();
   return begun;
 }
@@ -152,7 +153,9 @@ void StandingCalls::forget_set(ProcessSetId process_set) {
     numbers_.erase(one.second.response.entries.front().cache_id);
     return true;
   });
-  if (flight_ && flight_->process_set == process_set) flight_.reset();
+  if (!flight_ || flight_->process_set != process_set) return;
+  flight_->forgotten = true;
+  flight_->overdue_at = kNever;
 }
 
 }  // namespace hvd

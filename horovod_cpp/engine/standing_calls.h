@@ -66,7 +66,8 @@ class StandingCalls {
     StandingUse use;
     bool was_overdue = false;  ///< and the others were told
   };
-  /// When it is done, failed or withdrawn: what it was begun for. Nothing for another call.
+  /// When it is done, failed or withdrawn: what it was begun for. Nothing for another call, or where its set is no
+  /// more.
   std::optional<Begun> on_call_ended(std::uint64_t call);
   /// A call failed, on this rank or on another: what comes after it is negotiated. True when that is about the use in
   /// flight.
@@ -98,6 +99,7 @@ class StandingCalls {
     Request request;
     TimePoint overdue_at = kNever;
     bool was_overdue = false;
+    bool forgotten = false;  ///< with its set: nobody is told of it, but until it has ended no other may begin
   };
 
   Standing* find(CacheId id);

@@ -673,6 +673,41 @@ TEST(Controller, ARankThatJoinsAsksFirstForWhatItHadBegun) {
   }
 }
 
+// Ranks find what is in flight in memory that has room for one call (ops/transport/shared_blocks.h).
+TEST(Controller, NoStandingCallBeginsBeforeThatOfAFailedSetHasEnded) {
+  CoordinatorSettings settings = usual_settings();
+  settings.standing_after = 2;
+  settings.standing_limit_bytes = 100;
+  Planes planes(3, settings);
+  planes.add_set(1, {0, 1});
+  planes.add_set(2, {0, 2});
+  const Request x = request_of("x", {4}, 1);
+  const Request y = request_of("y", {4}, 2);
+  for (int i = 0; i < 2; ++i) {
+    for (const int rank : {0, 1}) planes.ask(rank, {x});
+    planes.deliver_all();
+    for (const int rank : {0, 2}) planes.ask(rank, {y});
+    planes.deliver_all();
+  }
+  planes.ask(0, {x});
+  const Response begun = planes[0].last();
+  ASSERT_TRUE(is_standing_call(begun.call));
+  planes.event(0, PeerLost{1, Status::internal("gone")});
+  planes.ask(0, {y});
+  EXPECT_EQ(planes[0].last().call, begun.call) << "it is asked for, as the call of the set that failed is not over";
+  planes.deliver_all();
+  planes.event(0, CallEnded{1, begun.call, Status::internal("gone"), 0});
+  planes.ask(2, {y});
+  planes.deliver_all();
+  EXPECT_EQ(planes[0].last().entries.front().name, "y");
+  EXPECT_FALSE(is_standing_call(planes[0].last().call));
+  for (int i = 0; i < 8 && !is_standing_call(planes[0].last().call); ++i) {
+    for (const int rank : {0, 2}) planes.ask(rank, {y});
+    planes.deliver_all();
+  }
+  EXPECT_TRUE(is_standing_call(planes[0].last().call)) << "once it is over, others stand again";
+}
+
 TEST(Controller, AnyRankMayEndTheJobAndItEndsOnce) {
   for (const int leaver : {0, 2}) {
     Planes planes(3);
