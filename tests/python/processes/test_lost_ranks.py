@@ -139,6 +139,65 @@ def test_a_stopped_rank_is_waited_for(start, transport: str) -> None:
         assert "done" in output, output
 
 
+# Ranks that do nothing else are within a standing call nearly all the time: they wait, copy or sum.
+STANDING = """
+hvd.init()
+x = np.zeros({count}, np.float32)
+for _ in range(300):
+    hvd.allreduce_(x, op=hvd.Sum, name="standing")
+assert hvd.statistics()["standing_calls"] > 100
+say("ready")
+"""
+
+
+@pytest.mark.parametrize("count", [1, 10_000, 100_000], ids=["at once", "in two steps", "large"])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_killed_within_a_standing_call_is_named(start, victim: int, count: int) -> None:
+    job = start(
+        3,
+        STANDING.format(count=count)
+        + """
+try:
+    while True:
+        x[:] = 1
+        hvd.allreduce_(x, op=hvd.Sum, name="standing")
+        assert (x == 3).all(), x
+except hvd.HorovodInternalError as error:
+    say("ended at", time.monotonic())
+    say("error:", str(error).replace("\\n", " "))
+""",
+    )
+    job.wait_for_all("ready")
+    gone = job.kill(victim)
+    for output in job.finish([rank for rank in range(3) if rank != victim]).values():
+        assert re.search(rf"error:.*rank {victim}\b", output), output
+        assert float(re.search(r"ended at (\S+)", output)[1]) - gone < 1, output
+
+
+@pytest.mark.parametrize("count", [1, 10_000, 100_000], ids=["at once", "in two steps", "large"])
+def test_a_rank_stopped_within_a_standing_call_is_waited_for(start, count: int) -> None:
+    job = start(
+        3,
+        STANDING.format(count=count)
+        + """
+for _ in range(2000):
+    x[:] = 1
+    hvd.allreduce_(x, op=hvd.Sum, name="standing")
+    assert (x == 3).all(), x
+    time.sleep(0.0005)  # so that it takes a second, and is stopped in all that it does
+say("standing calls:", hvd.statistics()["standing_calls"])
+""",
+    )
+    job.wait_for_all("ready")
+    for stop in range(6):
+        job.send(stop % 3, signal.SIGSTOP)
+        time.sleep(0.15)  # longer than it takes the others to ask
+        job.send(stop % 3, signal.SIGCONT)
+        time.sleep(0.03)
+    for output in job.finish([0, 1, 2]).values():
+        assert int(re.search(r"standing calls: (\d+)", output)[1]) > 200, output
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp"])  # MPI carries no control messages
 @pytest.mark.parametrize("point", ["control_send", "control_receive"])
 @pytest.mark.parametrize("victim", [0, 1])
