@@ -12,8 +12,7 @@ import pytest
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_leaves_a_file_that_can_be_loaded(start, victim: int, tmp_path: Path) -> None:
-    """The victim stays away from what the other one waits for then: an operation that is handed over after the loss of a
-    rank ends at once, and is not in the timeline."""
+    """The victim stays away from what the other one waits for: what is handed over after a loss is in no timeline."""
     job = start(
         2,
         """
