@@ -61,7 +61,7 @@ struct Allgather : Function<Allgather> {
     const ProcessSet set = kept_set(context);
     const std::int64_t rows = context->saved_data["rows"].toInt();
     const at::Tensor averaged = allreduce(gradients[0], {.process_set = set});
-    const Output<std::int64_t> all = hvd::allgather(rows, {.process_set = set});
+    const hvd::Output<std::int64_t> all = hvd::allgather(rows, {.process_set = set});
     const std::int64_t first = std::accumulate(all.begin(), all.begin() + set.rank(), std::int64_t{0});
     return {averaged.narrow(0, first, rows), {}, {}};
   }

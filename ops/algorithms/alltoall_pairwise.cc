@@ -9,7 +9,7 @@
 namespace hvd {
 namespace {
 
-constexpr std::size_t kWindow = 4;  // rounds of segments that are under way
+constexpr std::size_t kRoundWindow = 4;  // rounds of segments that are under way
 
 std::span<const std::byte> block_to(const ExchangeBuffer& buffer, int rank) {
   const auto i = static_cast<std::size_t>(rank);
@@ -55,7 +55,7 @@ Task<Status> pairwise_alltoall(CollectiveContext& context, ExchangeBuffer buffer
         round.push_back(context.send(to, out));
     }
     rounds.push_back(std::move(round));
-    if (rounds.size() < kWindow) continue;
+    if (rounds.size() < kRoundWindow) continue;
     for (Pending& one : rounds.front()) HVD_CO_RETURN_IF_ERROR(co_await one);
     rounds.pop_front();
   }

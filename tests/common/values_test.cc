@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <random>
 #include <thread>
 
@@ -16,16 +15,10 @@
 #include "common/rank_text.h"
 #include "common/unique_fd.h"
 #include "common/wire.h"
+#include "tests/support/random_seed.h"
 
 namespace hvd::testing {
 namespace {
-
-std::mt19937_64 generator_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return std::mt19937_64(static_cast<std::uint64_t>(seed));
-}
 
 // ---- Status
 // ----------------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 
 #include "horovod_cpp/engine/controller.h"
 #include "ops/collective_context.h"
+#include "tests/support/random_seed.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <deque>
 #include <memory>
 #include <numeric>
@@ -17,13 +17,6 @@ namespace hvd::testing {
 namespace {
 
 using namespace std::chrono_literals;
-
-std::mt19937_64 generator_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return std::mt19937_64(static_cast<std::uint64_t>(seed));
-}
 
 Request request_of(const std::string& name, Shape shape = {4}, ProcessSetId set = 0, OpKind op = OpKind::kAllreduce) {
   Request request;

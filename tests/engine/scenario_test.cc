@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <array>
 #include <barrier>
-#include <cstdio>
 #include <latch>
 #include <numeric>
 #include <random>
 #include <semaphore>
 #include <thread>
 
+#include "tests/support/random_seed.h"
 #include "tests/support/rank_threads.h"
 
 namespace hvd::testing {
@@ -22,13 +22,6 @@ using namespace std::chrono_literals;
 
 // Every wait of the tests themselves ends, at the latest, together with what a rank waits for.
 constexpr auto kLongest = 60s;
-
-std::uint64_t seed_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return static_cast<std::uint64_t>(seed);
-}
 
 TensorEntry entry_of(OpKind op, const std::string& name, DataType dtype, Shape shape, const void* input, void* output,
                      ProcessSetId process_set = 0) {

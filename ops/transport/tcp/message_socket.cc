@@ -13,7 +13,7 @@ constexpr std::uint32_t kMagic = 0x54445648;  // "HVDT"
 constexpr std::uint16_t kVersion = 1;
 constexpr std::size_t kLengthBytes = sizeof(std::uint64_t);
 
-bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ENOTCONN; }
+bool is_for_later(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ENOTCONN; }
 
 bool same_text(std::string_view a, std::string_view b) {
   volatile std::size_t difference = a.size() ^ b.size();  // volatile: the loop must not end early
@@ -41,7 +41,7 @@ Status MessageSocket::advance() {
 Status MessageSocket::write() {
   while (!flushed()) {
     const ssize_t count = ::send(fd(), out_.data() + written_, out_.size() - written_, MSG_NOSIGNAL);
-    if (count < 0 && would_block(errno)) return {};
+    if (count < 0 && is_for_later(errno)) return {};
     if (count < 0) return errno_status("send");
     written_ += static_cast<std::size_t>(count);
   }
@@ -58,7 +58,7 @@ Status MessageSocket::read() {
     std::byte piece[kLengthBytes];
     std::byte* place = &part == &length_ ? piece : in_.data() + in_bytes_;
     const ssize_t count = wanted == 0 ? 0 : ::recv(fd(), place, wanted, 0);
-    if (count < 0 && would_block(errno)) return {};
+    if (count < 0 && is_for_later(errno)) return {};
     if (count < 0) return errno_status("recv");
     if (count == 0 && wanted > 0) return Status::internal("it closed the connection");
     if (&part == &length_) {

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -16,16 +15,9 @@
 
 #include "ops/collective_context.h"
 #include "ops/transport/inproc/inproc_network.h"
+#include "tests/support/random_seed.h"
 
 namespace hvd::testing {
-
-/// A fresh seed, printed; --gtest_random_seed=N repeats a run.
-inline std::mt19937_64 generator_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return std::mt19937_64(static_cast<std::uint64_t>(seed));
-}
 
 /// Ranks that are driven never sleep.
 class IdlePoller final : public Poller {

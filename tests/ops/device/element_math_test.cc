@@ -110,7 +110,7 @@ void expect_equal(const DeviceConversion& conversion, const std::vector<Bits>& v
 }
 
 TEST(ElementMath, GivesTheBitsOfTheHost) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   for (const DataTypeInfo& row : kDataTypes) {
     const std::vector<Bits> values = values_of(row.type, random);
     for (const double factor : kFactors) {
@@ -122,7 +122,7 @@ TEST(ElementMath, GivesTheBitsOfTheHost) {
 }
 
 TEST(ElementMath, WidensAndNarrowsIntegers) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   const std::pair<DataType, DataType> pairs[] = {{DataType::kInt16, DataType::kInt32},
                                                  {DataType::kInt32, DataType::kInt16}};
   for (const auto& [from, to] : pairs) {

@@ -108,7 +108,7 @@ TEST(Half, AgreesWithTheCompilersFloat16) {
     const auto expected = static_cast<float>(std::bit_cast<CompilerHalf>(half));
     ASSERT_EQ(std::bit_cast<std::uint32_t>(float16_to_float(half)), std::bit_cast<std::uint32_t>(expected));
   }
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   std::vector<float> floats = floats_to_round(kFormats[0]);
   for (int i = 0; i < 200'000; ++i) floats.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(random())));
   for (const float value : floats) {

@@ -64,7 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Reducer, EveryInstructionSet, ::testing::ValuesIn(hwy::
                          testing::instruction_set_name);
 
 TEST_P(EveryInstructionSet, GivesTheReferenceForEverySizeOffsetAndOutput) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   for_each_reduction([&](DataType type, ReduceOp op) {
     for (const std::size_t count : {0, 1, 2, 3, 7, 16, 17, 31, 63, 64, 65, 127, 1000, 1031}) {
       for (const std::size_t offset : {0, 1, 3}) {
@@ -114,7 +114,7 @@ TEST_P(EveryInstructionSet, GivesEqualBitsWhereverTheElementsSit) {
 }
 
 TEST_P(EveryInstructionSet, GivesTheBitsOfTheBestInstructionSet) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   for_each_reduction([&](DataType type, ReduceOp op) {
     auto [lhs, rhs] = special_pairs(type);
     for (const Bits element : testing::random_elements(type, 1000, random)) lhs.push_back(element);

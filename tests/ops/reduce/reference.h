@@ -7,7 +7,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -20,20 +19,13 @@
 #include <hwy/highway.h>
 
 #include "common/half.h"
+#include "tests/support/random_seed.h"
 
 namespace hvd::testing {
 
 using Bits = std::uint64_t;
 
 inline constexpr std::array kCombiningOps{ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct};
-
-/// A fresh seed, printed; --gtest_random_seed=N repeats a run.
-inline std::mt19937_64 seeded_generator() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return std::mt19937_64(static_cast<std::uint64_t>(seed));
-}
 
 /// Instantiated for every instruction set that this machine can run.
 class EveryInstructionSet : public ::testing::TestWithParam<std::int64_t> {

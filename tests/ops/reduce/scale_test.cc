@@ -69,7 +69,7 @@ Bits reference_divide(DataType type, Bits element, int divisor) {
 }
 
 TEST_P(Scaling, MultipliesEveryElement) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   for (const DataTypeInfo& row : kDataTypes) {
     for (const double factor :
          {1.0, 0.0, -0.0, 0.5, -1.5, 1.0 / 3.0, 0.1, 3e10, -3e38, 1e-30, kInfinity, kNan, kNanOfOnes}) {
@@ -88,7 +88,7 @@ TEST_P(Scaling, MultipliesEveryElement) {
 }
 
 TEST_P(Scaling, DividesEveryElement) {
-  std::mt19937_64 random = testing::seeded_generator();
+  std::mt19937_64 random = testing::generator_of_this_run();
   for (const DataTypeInfo& row : kDataTypes) {
     for (const int divisor : {1, 2, 3, 7, 64, 255, 1031, 65'537, std::numeric_limits<int>::max()}) {
       for (const std::size_t count : kCounts) {

@@ -18,19 +18,19 @@
 namespace hvd::testing {
 namespace {
 
-constexpr std::size_t kSlot = 256;
+constexpr std::size_t kTestSlotBytes = 256;
 
 class SharedBlocksTest : public ::testing::Test {
  protected:
   explicit SharedBlocksTest(int size = 3) {
     for (int rank = 0; rank < size; ++rank) {
-      memory_.emplace_back(new (std::align_val_t(64)) std::byte[block_bytes(kSlot)]);
+      memory_.emplace_back(new (std::align_val_t(64)) std::byte[block_bytes(kTestSlotBytes)]);
       std::construct_at(reinterpret_cast<BlockWords*>(memory_.back().get()));
     }
     for (int rank = 0; rank < size; ++rank) {
-      blocks_.emplace_back(rank, size, kSlot);
+      blocks_.emplace_back(rank, size, kTestSlotBytes);
       for (int peer = 0; peer < size; ++peer) {
-        blocks_.back().add(peer, {memory_[static_cast<std::size_t>(peer)].get(), block_bytes(kSlot)});
+        blocks_.back().add(peer, {memory_[static_cast<std::size_t>(peer)].get(), block_bytes(kTestSlotBytes)});
       }
     }
   }
@@ -194,13 +194,13 @@ class SharedBlocksOnThreads : public SharedBlocksTest {
     std::erase(peers, self);
     if (!own.enter(call.number, peers)) ++wrong;
     while (own.claim()) std::this_thread::yield();
-    std::memset(own.slot(), static_cast<int>(content(call.number, self)), kSlot);
+    std::memset(own.slot(), static_cast<int>(content(call.number, self)), kTestSlotBytes);
     own.show(BlockStage::kOperand);
     if (random() % 4 == 0) std::this_thread::yield();
     for (const int peer : peers) {
       const std::byte* place = nullptr;
       while ((place = own.find(peer, BlockStage::kOperand)) == nullptr) std::this_thread::yield();
-      for (std::size_t i = 0; i < kSlot; ++i) {
+      for (std::size_t i = 0; i < kTestSlotBytes; ++i) {
         if (place[i] != content(call.number, peer)) ++wrong;
       }
     }

@@ -12,8 +12,6 @@
 namespace hvd::testing {
 namespace {
 
-constexpr std::size_t kSlot = std::size_t{64} << 10;
-
 bool is_up(const ShmWakeup& wakeup) {
   pollfd place{wakeup.fd(), POLLIN, 0};
   return ::poll(&place, 1, 0) == 1;
@@ -22,7 +20,7 @@ bool is_up(const ShmWakeup& wakeup) {
 class Doorbell : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto made = ShmWakeup::create(kSlot);
+    auto made = ShmWakeup::create(slot_bytes_for(2));
     ASSERT_TRUE(made.ok()) << made.status().text();
     wakeup_ = std::move(made).value();
     auto mapped = SharedMapping::map(wakeup_->presence_file(), wakeup_->presence_bytes());

@@ -80,7 +80,7 @@ class NoWakeup final : public Wakeup {
   void refresh() override {}
 };
 
-constexpr std::size_t kEager = 4096;
+constexpr std::size_t kEagerLimit = 4096;
 constexpr std::uint32_t kGeneration = 7;
 
 class StreamTransportTest : public ::testing::Test {
@@ -91,7 +91,7 @@ class StreamTransportTest : public ::testing::Test {
     settings.rank = 0;
     settings.size = 2;
     settings.generation = kGeneration;
-    settings.eager_limit_bytes = kEager;
+    settings.eager_limit_bytes = kEagerLimit;
     auto transport = std::make_unique<StreamTransport>(settings, std::make_unique<NoWakeup>());
     transport->add_peer(1, std::make_unique<ScriptedLink>(wire_));
     end_.use(std::move(transport));
@@ -207,7 +207,8 @@ TEST_F(StreamTransportTest, WhatIsOfferedIsPulledToItsPlaceWheneverTheReceiveIsP
   std::uint32_t sequence = 0;
   for (const bool receive_first : {false, true}) {
     for (const bool combine : {false, true}) {
-      for (const std::size_t size : {std::size_t{4}, std::size_t{kEager}, std::size_t{65'540}, std::size_t{500'000}}) {
+      for (const std::size_t size :
+           {std::size_t{4}, std::size_t{kEagerLimit}, std::size_t{65'540}, std::size_t{500'000}}) {
         SCOPED_TRACE(fmt::format("{} bytes, receive first {}, combine {}", size, receive_first, combine));
         const TransferKey key{1, 2, sequence++};
         const std::uint64_t address = 12;
@@ -454,8 +455,8 @@ TEST_F(StreamTransportTest, PiecesOfAnySizeMakeTheSameMessages) {
   for (std::size_t piece = 1; piece < 200; piece += random_() % 7 + 1) {
     const TransferKey key{0, 1, static_cast<std::uint32_t>(piece)};
     const Bytes message = pattern(random_() % 500, piece);
-    const Bytes given = pattern(random_() % kEager, piece + 1);
-    const Bytes unexpected = pattern(random_() % kEager, piece + 2);
+    const Bytes given = pattern(random_() % kEagerLimit, piece + 1);
+    const Bytes unexpected = pattern(random_() % kEagerLimit, piece + 2);
     Bytes place(given.size());
     const TransferRef receive = end_.receive(1, key, place);
     peer_sends(control_frame(message));
@@ -554,7 +555,7 @@ TEST_F(StreamTransportTest, NobodySleepsOnOutputThatOnlyABudgetHeldUp) {
 }
 
 TEST_F(StreamTransportTest, WhatComesForACancelledReceiveIsNotKept) {
-  for (const std::size_t size : {std::size_t{10}, kEager}) {
+  for (const std::size_t size : {std::size_t{10}, kEagerLimit}) {
     const TransferKey key{0, 9, static_cast<std::uint32_t>(size)};
     Bytes place(size);
     end_.transport->cancel(end_.receive(1, key, place), Status::internal("the call failed"));
@@ -579,7 +580,7 @@ TEST_F(StreamTransportTest, ALinkThatTakesAByteAtATimeGetsTheSameBytes) {
   StreamTransport::Settings settings;
   settings.size = 2;
   settings.generation = kGeneration;
-  settings.eager_limit_bytes = kEager;
+  settings.eager_limit_bytes = kEagerLimit;
   auto transport = std::make_unique<StreamTransport>(settings, std::make_unique<NoWakeup>());
   transport->add_peer(1, std::make_unique<ScriptedLink>(slow));
   End other(0);
@@ -685,7 +686,7 @@ TEST_F(StreamTransportTest, AFrameOfAnUnknownKindIsALostPeer) {
 }
 
 TEST_F(StreamTransportTest, AnEagerFrameBeyondTheLimitThatNobodyAskedForIsALostPeer) {
-  peer_sends(frame(header(FrameKind::kEager, {}, kEager + 1), {}));
+  peer_sends(frame(header(FrameKind::kEager, {}, kEagerLimit + 1), {}));
   let_all_arrive();
   expect_lost("an eager frame of 4097 bytes");
 }
@@ -739,7 +740,7 @@ TEST_F(StreamTransportTest, RandomBytesNeverDoWorseThanLoseThePeer) {
     StreamTransport::Settings settings;
     settings.size = 2;
     settings.generation = kGeneration;
-    settings.eager_limit_bytes = kEager;
+    settings.eager_limit_bytes = kEagerLimit;
     auto transport = std::make_unique<StreamTransport>(settings, std::make_unique<NoWakeup>());
     transport->add_peer(1, std::make_unique<ScriptedLink>(wire));
     End end(0);

@@ -5,29 +5,20 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "common/loop/poller.h"
 #include "ops/transport/stream_transport.h"
+#include "tests/support/random_seed.h"
 
 namespace hvd::testing {
 
 using Bytes = std::vector<std::byte>;
-
-/// A fresh seed, printed; --gtest_random_seed=N repeats a run.
-inline std::mt19937_64 generator_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return std::mt19937_64(static_cast<std::uint64_t>(seed));
-}
 
 /// Bytes that tell where they belong: another `salt` gives others.
 inline Bytes pattern(std::size_t size, std::size_t salt) {
