@@ -41,6 +41,8 @@ class ProcessSet:
             ) from None
         if len(set(self.ranks)) != len(self.ranks):
             raise ValueError(f"ProcessSet ranks {list(ranks_or_comm)} contain a rank twice")
+        if any(not -(2**31) <= rank < 2**31 for rank in self.ranks):  # the library checks what it can be told
+            raise ValueError(f"ProcessSet ranks {list(ranks_or_comm)}: global ranks are numbers from 0")
 
     def size(self) -> int | None:
         """Number of ranks in the set; None if it is not registered. Raises ValueError before `init`."""

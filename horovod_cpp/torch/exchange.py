@@ -204,8 +204,10 @@ def join(device: int = -1) -> int:
 
     Args: device: the CUDA device for such elements where the others' tensors lie on one; -1: the current one.
     Returns: the rank that joined last, the same on all ranks.
-    Raises: HorovodInternalError if a rank is lost or the job ends.
+    Raises: HorovodInternalError if a rank is lost or the job ends; ValueError for a number that is no device's.
     """
-    if device < 0 and torch.cuda.is_available():
-        device = torch.cuda.current_device()
+    if device >= 2**31:
+        raise ValueError(f"join: there is no device {device}")
+    if device < 0:
+        device = torch.cuda.current_device() if torch.cuda.is_available() else -1
     return operations.join(call_site(), device)

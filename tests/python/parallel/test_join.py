@@ -20,6 +20,12 @@ def has_more() -> bool:
     return hvd.rank() < first_ranks()
 
 
+def test_a_number_that_is_no_device_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^join: there is no device 1099511627776"):
+        hvd.join(2**40)
+    assert 0 <= hvd.join(-(2**40)) < hvd.size()
+
+
 def test_all_get_the_same_last_rank() -> None:
     for _ in range(3):
         last = hvd.join()

@@ -264,6 +264,8 @@ def test_bad_ranks() -> None:
         with pytest.raises(ValueError, match=r"^ProcessSet takes a list of global ranks, numbers from 0, not "):
             hvd.ProcessSet(strange)
     assert hvd.ProcessSet(torch.tensor([2, 0])).ranks == [0, 2]
+    with pytest.raises(ValueError, match=r"^ProcessSet ranks \[1099511627776\]: global ranks are numbers from 0"):
+        hvd.ProcessSet([2**40])
     for ranks in ([], [hvd.size()], [-1]):
         with pytest.raises(ValueError):
             hvd.add_process_set(ranks)
