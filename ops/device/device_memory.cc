@@ -9,6 +9,10 @@ namespace {
 
 constexpr std::size_t kSmallest = 512;
 
+// An idle block may be so many times as large as what is asked for: where sizes differ from step to step, as those of
+// allgathers do, each would else leave memory behind that no other one takes.
+constexpr std::size_t kMostSlack = 2;
+
 // Up to one eighth more, so that sizes that are nearly alike share blocks.
 std::size_t size_class(std::size_t bytes) {
   const std::size_t step = std::max(kSmallest, std::bit_floor(std::max<std::size_t>(bytes, 1)) / 8);
@@ -30,8 +34,9 @@ Result<std::shared_ptr<DeviceBlock>> DeviceMemory::lease(int device, std::size_t
   const std::size_t size = size_class(bytes);
   look_at_parked(*shelves_);
   std::optional<DeviceBlock> found = shelves_->idle.with([&](Idle& idle) -> std::optional<DeviceBlock> {
-    const auto place = idle.blocks.find({device, size});
-    if (place == idle.blocks.end()) return std::nullopt;
+    const auto place = idle.blocks.lower_bound({device, size});
+    if (place == idle.blocks.end() || place->first.first != device) return std::nullopt;
+    if (place->first.second > kMostSlack * size) return std::nullopt;
     DeviceBlock block = std::move(place->second);
     idle.blocks.erase(place);
     return block;
@@ -72,11 +77,12 @@ std::shared_ptr<DeviceBlock> DeviceMemory::adopt(int device, void* memory, std::
 }
 
 Result<std::shared_ptr<std::byte>> DeviceMemory::lease_pinned(std::size_t bytes) {
-  const std::size_t size = size_class(bytes);
+  std::size_t size = size_class(bytes);
   std::byte* place = shelves_->idle.with([&](Idle& idle) -> std::byte* {
-    const auto found = idle.pinned.find(size);
-    if (found == idle.pinned.end()) return nullptr;
+    const auto found = idle.pinned.lower_bound(size);
+    if (found == idle.pinned.end() || found->first > kMostSlack * size) return nullptr;
     std::byte* const memory = found->second;
+    size = found->first;
     idle.pinned.erase(found);
     return memory;
   });
