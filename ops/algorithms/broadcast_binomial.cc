@@ -9,7 +9,8 @@
 namespace hvd {
 namespace {
 
-constexpr std::size_t kWindow = 4;  // segments asked for, and sends on their way, ahead of the one that is awaited
+constexpr std::size_t kSegmentWindow =
+    4;  // segments asked for, and sends on their way, ahead of the one that is awaited
 
 // The tree is numbered from the root: a rank's parent is its number without the lowest set bit.
 struct TreePlace {
@@ -46,14 +47,14 @@ Task<Status> binomial_broadcast(CollectiveContext& context, std::span<std::byte>
   const int parent = (place.parent() + root) % size;
   for (std::size_t i = 0; i < segments; ++i) {
     if (place.number != 0) {
-      for (std::size_t asked = i + receives.size(); asked < std::min(i + kWindow, segments); ++asked) {
+      for (std::size_t asked = i + receives.size(); asked < std::min(i + kSegmentWindow, segments); ++asked) {
         receives.push_back(context.receive(parent, segment(asked)));
       }
       HVD_CO_RETURN_IF_ERROR(co_await receives.front());
       receives.pop_front();
     }
     for (const int child : children) {
-      if (sends.size() >= kWindow * children.size()) {
+      if (sends.size() >= kSegmentWindow * children.size()) {
         HVD_CO_RETURN_IF_ERROR(co_await sends.front());
         sends.pop_front();
       }

@@ -7,7 +7,7 @@ namespace hvd {
 namespace {
 
 // Segments asked for ahead: enough that a sender never waits for credit, few enough to bound what is in flight.
-constexpr std::size_t kSegmentWindow = 4;
+constexpr std::size_t kWindow = 4;
 
 std::size_t segments(std::size_t bytes, std::size_t segment_bytes) {
   return (bytes + segment_bytes - 1) / segment_bytes;
@@ -36,24 +36,23 @@ Task<Status> exchange(CollectiveContext& context, OutgoingStretch outgoing, Inco
   const std::size_t size = std::max(context.segment_bytes() / kSegmentAlignment, std::size_t{1}) * kSegmentAlignment;
   const std::size_t to_send = segments(outgoing.bytes.size(), size);
   const std::size_t to_receive = segments(incoming.bytes.size(), size);
-  std::array<Pending, kSegmentWindow> receives;
-  std::array<Pending, kSegmentWindow> sends;
-  for (std::size_t i = 0; i < std::min(kSegmentWindow, to_receive); ++i) {
+  std::array<Pending, kWindow> receives;
+  std::array<Pending, kWindow> sends;
+  for (std::size_t i = 0; i < std::min(kWindow, to_receive); ++i) {
     receives[i] = receive_segment(context, incoming, i, size);
   }
   for (std::size_t i = 0; i < std::max(to_send, to_receive); ++i) {
     if (i < to_send) {
-      if (i >= kSegmentWindow) HVD_CO_RETURN_IF_ERROR(co_await sends[i % kSegmentWindow]);
-      sends[i % kSegmentWindow] = context.send(outgoing.to, segment(outgoing.bytes, i, size));
+      if (i >= kWindow) HVD_CO_RETURN_IF_ERROR(co_await sends[i % kWindow]);
+      sends[i % kWindow] = context.send(outgoing.to, segment(outgoing.bytes, i, size));
     }
     if (i < to_receive) {
-      HVD_CO_RETURN_IF_ERROR(co_await receives[i % kSegmentWindow]);
-      if (i + kSegmentWindow < to_receive)
-        receives[i % kSegmentWindow] = receive_segment(context, incoming, i + kSegmentWindow, size);
+      HVD_CO_RETURN_IF_ERROR(co_await receives[i % kWindow]);
+      if (i + kWindow < to_receive) receives[i % kWindow] = receive_segment(context, incoming, i + kWindow, size);
     }
   }
-  for (std::size_t i = to_send - std::min(kSegmentWindow, to_send); i < to_send; ++i) {
-    HVD_CO_RETURN_IF_ERROR(co_await sends[i % kSegmentWindow]);
+  for (std::size_t i = to_send - std::min(kWindow, to_send); i < to_send; ++i) {
+    HVD_CO_RETURN_IF_ERROR(co_await sends[i % kWindow]);
   }
   co_return Status();
 }

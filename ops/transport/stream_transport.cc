@@ -602,8 +602,10 @@ Status StreamTransport::lost_status(const Peer& peer, const Status& cause) const
   return Status::internal(fmt::format("rank {} is lost ({}): {}", peer.rank, settings_.name, cause.text()));
 }
 
-void StreamTransport::lose(Peer& peer, const Status& cause) {
-  peer.lost = lost_status(peer, cause);
+void StreamTransport::lose(Peer& peer, const Status& cause) { lose_as(peer, lost_status(peer, cause)); }
+
+void StreamTransport::lose_as(Peer& peer, const Status& lost) {
+  peer.lost = lost;
   if (blocks_ != nullptr && peer.link->peer_has_ended()) blocks_->gone(peer.rank);
   peer.link->close();  // a peer that lives must not wait for what this rank sends no more
   end_transfers(peer, peer.lost);
@@ -612,7 +614,7 @@ void StreamTransport::lose(Peer& peer, const Status& cause) {
 
 void StreamTransport::give_up(int rank, const Status& reason) {
   if (!has_peer(rank) || !peer_of(rank).lost.ok()) return;
-  lose(peer_of(rank), reason);
+  lose_as(peer_of(rank), reason);  // who saw it has said which rank, and how it showed
 }
 
 // Ends what waits for something that the peer would have to send.

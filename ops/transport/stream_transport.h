@@ -148,7 +148,8 @@ class StreamTransport final : public Transport {
   Pulled pull_piece(Peer& peer, const Pull& pull, std::size_t bytes);
   bool adopt_frame_under_way(Peer& peer, const TransferRef& transfer);
   void start_receive(Peer& peer, const TransferRef& transfer);
-  void lose(Peer& peer, const Status& status);
+  void lose(Peer& peer, const Status& cause);
+  void lose_as(Peer& peer, const Status& lost);
   void end_awaited(Peer& peer, const Status& status);
   void end_transfers(Peer& peer, const Status& status);
   Status lost_status(const Peer& peer, const Status& cause) const;
