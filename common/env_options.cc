@@ -178,6 +178,12 @@ constexpr std::array kRows{
          "GPU memory of each process set that is registered with NCCL, for fused calls; 0: none", true},
         [](Options& o, std::string_view t) { return store(o.nccl_registered_bytes, parse_bytes(t)); },
         show_bytes<&Options::nccl_registered_bytes>},
+    Row{{"HOROVOD_HIERARCHICAL_ALLREDUCE",
+         "1: tensors in GPU memory are reduced by NCCL within each host, and through host memory between hosts", true},
+        [](Options& o, std::string_view t) {
+          return store(o.hierarchical_allreduce, parse_integer(t, {0, 1}, "0 or 1"));
+        },
+        [](const Options& o) { return std::string(o.hierarchical_allreduce ? "1" : "0"); }},
     Row{{"HOROVOD_TIMELINE", "file that rank 0 records a timeline in; with {rank} in it, one for each rank", false},
         [](Options& o, std::string_view t) {
           o.timeline = t;

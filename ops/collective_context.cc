@@ -34,16 +34,21 @@ TransferKey first_key(std::uint16_t process_set, std::uint64_t call) {
 CollectiveContext::CollectiveContext(Loop& loop, Fabric& fabric, MembershipRef membership, Settings settings)
     : loop_(loop),
       fabric_(fabric),
-      membership_(std::move(membership)),
+      set_(std::move(membership)),
       settings_(std::move(settings)),
-      sent_(static_cast<std::size_t>(membership_->size())),
-      received_(static_cast<std::size_t>(membership_->size())) {
-  const std::optional<int> index = membership_->index_of(fabric_.rank());
-  HVD_CHECK(index.has_value());
-  rank_ = *index;
+      sent_(static_cast<std::size_t>(set_->size())),
+      received_(static_cast<std::size_t>(set_->size())) {
+  go_by(set_);
 }
 
 CollectiveContext::~CollectiveContext() { cancel(Status::internal("the call has ended")); }
+
+void CollectiveContext::go_by(MembershipRef membership) {
+  const std::optional<int> index = membership->index_of(fabric_.rank());
+  HVD_CHECK(index.has_value());
+  membership_ = std::move(membership);
+  rank_ = *index;
+}
 
 TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std::size_t bytes) {
   auto transfer = std::make_shared<Transfer>(loop_, settings_.priority);
@@ -51,7 +56,9 @@ TransferRef CollectiveContext::make(Transfer::Direction direction, int peer, std
   transfer->peer = global_rank(peer);
   auto& counters = direction == Transfer::Direction::kSend ? sent_ : received_;
   transfer->key = first_key(settings_.process_set, settings_.call);
-  transfer->key.sequence += counters[static_cast<std::size_t>(peer)]++;
+  // One count for the call, whichever part a message is of.
+  const int place = membership_ == set_ ? peer : set_->index_of(transfer->peer).value_or(0);
+  transfer->key.sequence += counters[static_cast<std::size_t>(place)]++;
   transfer->bytes = bytes;
   transfer->may_be_pulled = pulls_ && bytes >= std::min(kSmallestPulled, settings_.pull_from_bytes);
   transfer->keep_alive = settings_.keep_alive;

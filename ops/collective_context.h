@@ -49,8 +49,22 @@ class CollectiveContext {
   /// Ends whatever is still in flight.
   ~CollectiveContext();
 
-  int rank() const { return rank_; }  ///< in the process set, like every rank below
+  /// While one lives, the ranks of `context` are those of a part of its set: `rank`, `size` and every peer. What was
+  /// started before goes on. This rank is in the part, and all ranks of it go by it at this place of the call.
+  class Part {
+   public:
+    Part(CollectiveContext& context, MembershipRef part) : context_(context) { context.go_by(std::move(part)); }
+    ~Part() { context_.go_by(context_.set_); }
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+   private:
+    CollectiveContext& context_;
+  };
+
+  int rank() const { return rank_; }  ///< in the process set, or in a part of it, like every rank below
   int size() const { return membership_->size(); }
+  const Membership& membership() const { return *membership_; }
   bool on_one_host() const { return membership_->on_one_host(); }
   /// Whether it was begun before this rank knew that the others begin it: see ops/algorithms/direct_allreduce.h.
   bool is_standing() const { return is_standing_call(settings_.call); }
@@ -95,15 +109,17 @@ class CollectiveContext {
   const Status& cancelled() const { return cancelled_; }
 
  private:
+  void go_by(MembershipRef membership);
   TransferRef make(Transfer::Direction direction, int peer, std::size_t bytes);
   Pending start(TransferRef transfer);
   Pending await_notice(int global_peer, BlockNotice notice);
 
   Loop& loop_;
   Fabric& fabric_;
-  MembershipRef membership_;
+  const MembershipRef set_;
+  MembershipRef membership_;  // the set's, or that of a part
   Settings settings_;
-  int rank_;
+  int rank_ = 0;
   bool pulls_ = false;
   std::vector<std::uint32_t> sent_;  // messages so far, by rank in the set
   std::vector<std::uint32_t> received_;

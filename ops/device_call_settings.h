@@ -18,6 +18,7 @@ struct DeviceCallSettings {
   Priority priority = 0;
   int device = 0;
   bool captured = false;             ///< becomes part of a graph
+  bool hierarchical = false;         ///< NCCL joins the ranks of each host alone; the set has a hierarchy
   std::vector<DeviceMarkRef> ready;  ///< of the inputs, with events
   /// Where the caller waits for this one call: it goes on the stream that made its input, and nothing has to be
   /// ordered.

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "ops/hierarchy.h"
 #include "ops/staged_backend.h"
 
 namespace hvd {
@@ -11,7 +12,8 @@ namespace hvd {
 Devices::Parts::Parts(Loop& loop, DeviceRuntime& runtime, Result<const nccl::Api*> api, const Options& options,
                       NcclBackend::FailedLate failed_late)
     : engine(loop, runtime),
-      nccl(loop, engine, std::move(api), {options.start_timeout, options.nccl_registered_bytes},
+      nccl(loop, engine, std::move(api),
+           {options.start_timeout, options.nccl_registered_bytes, options.hierarchical_allreduce},
            std::move(failed_late)) {}
 
 Devices::Devices(Loop& loop, DeviceSource* source, const Options& options, NcclBackend::FailedLate failed_late)
@@ -77,6 +79,7 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
   settings.priority = priority;
   settings.captured = response.memory == MemoryKind::kDeviceCaptured;
   settings.device = entries.front().device;
+  settings.hierarchical = is_hierarchical(response, *membership);
   const bool staged = is_staged(response);
   const DeviceMarkRef& first = entries.front().ready;
   settings.on_producer = !staged && entries.size() == 1 && first && first->event == nullptr;
@@ -101,6 +104,12 @@ Result<std::unique_ptr<Backend>> Devices::begin_call(const Response& response, c
 
 bool Devices::is_staged(const Response& response) const {
   return options_.gpu_operations == "host" || response.reduce_op == ReduceOp::kAdasum;
+}
+
+// Not under capture: the way between hosts cannot become part of a graph.
+bool Devices::is_hierarchical(const Response& response, const Membership& membership) const {
+  return options_.hierarchical_allreduce && response.op == OpKind::kAllreduce &&
+         response.memory == MemoryKind::kDevice && !is_staged(response) && has_hierarchy(membership);
 }
 
 void Devices::call_failed(const Response& response, const Status& reason) {

@@ -58,6 +58,7 @@ class Devices {
 
   Result<Parts*> parts();
   bool is_staged(const Response& response) const;
+  bool is_hierarchical(const Response& response, const Membership& membership) const;
 
   Loop& loop_;
   DeviceSource* source_;

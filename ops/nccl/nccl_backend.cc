@@ -13,6 +13,7 @@
 #include "ops/host_backend.h"
 #include "ops/nccl/current_device.h"
 #include "ops/nccl/nccl_call.h"
+#include "ops/nccl/nccl_hierarchical_call.h"
 
 namespace hvd {
 namespace {
@@ -47,11 +48,14 @@ NcclBackend::~NcclBackend() {
 
 std::unique_ptr<Backend> NcclBackend::begin_call(DeviceCallSettings settings) {
   CommunicatorRef communicator = communicator_of(settings);
+  if (settings.hierarchical) {
+    return std::make_unique<NcclHierarchicalCall>(*this, std::move(communicator), std::move(settings));
+  }
   return std::make_unique<NcclCall>(*this, std::move(communicator), std::move(settings));
 }
 
 const NcclBackend::CommunicatorRef& NcclBackend::communicator_of(const DeviceCallSettings& settings) {
-  CommunicatorRef& communicator = communicators_[{settings.process_set, settings.devices}];
+  CommunicatorRef& communicator = communicators_[{settings.process_set, settings.devices, settings.hierarchical}];
   if (communicator) return communicator;
   communicator = std::make_shared<Communicator>();
   communicator->number = next_number_++;
@@ -64,8 +68,8 @@ const NcclBackend::CommunicatorRef& NcclBackend::communicator_of(const DeviceCal
 
 std::vector<NcclBackend::CommunicatorRef> NcclBackend::of_set(std::uint16_t process_set) const {
   std::vector<CommunicatorRef> found;
-  for (auto one = communicators_.lower_bound({process_set, {}});
-       one != communicators_.end() && one->first.first == process_set; ++one) {
+  for (auto one = communicators_.lower_bound({process_set, {}, false});
+       one != communicators_.end() && std::get<0>(one->first) == process_set; ++one) {
     found.push_back(one->second);
   }
   return found;
@@ -99,7 +103,7 @@ void NcclBackend::fail_set(std::uint16_t process_set, const Status& reason) {
 }
 
 void NcclBackend::fail_all(const Status& reason) {
-  for (const auto& [key, communicator] : communicators_) fail_set(key.first, reason);
+  for (const auto& [key, communicator] : communicators_) fail_set(communicator->process_set, reason);
 }
 
 void NcclBackend::fail_rank(int rank, const Status& reason) {
@@ -127,7 +131,7 @@ std::vector<std::pair<std::uint16_t, Status>> NcclBackend::failed_sets() const {
 
 void NcclBackend::forget_set(std::uint16_t process_set) {
   for (CommunicatorRef& communicator : of_set(process_set)) retired_.push_back(std::move(communicator));
-  std::erase_if(communicators_, [process_set](const auto& one) { return one.first.first == process_set; });
+  std::erase_if(communicators_, [process_set](const auto& one) { return std::get<0>(one.first) == process_set; });
   failed_.erase(process_set);
   end_retired();
 }
@@ -174,10 +178,10 @@ Task<Status> NcclBackend::connect(CollectiveContext& context, Communicator& comm
   if (!communicator.failed.ok()) co_return communicator.failed;
   if (communicator.comm != nullptr) co_return Status();
   if (settings.captured) {
-    co_return Status::precondition(
-        fmt::format("the first operation of process set {} on device memory was called under graph capture, and NCCL's "
-                    "communicator cannot be made there; do one step before the capture begins",
-                    set));
+    co_return Status::precondition(fmt::format(
+        "the first operation of process set {} on device memory was called under graph capture, and NCCL's "
+        "communicator cannot be made there; do one {} before the capture begins",
+        set, settings_.hierarchical ? "broadcast, as hierarchical steps use other communicators," : "step"));
   }
   nccl::UniqueId id{};
   HVD_CO_RETURN_IF_ERROR(co_await agree_on_id(context, id));
@@ -295,6 +299,19 @@ Task<Status> NcclBackend::share_registered(CollectiveContext& context, Communica
 
 // ---- what is in line ------------------------------------------------------------------------------------------------
 
+Result<bool> NcclBackend::is_settled(const Communicator& communicator, std::string_view what) const {
+  nccl::Result state = nccl::kSuccess;
+  HVD_RETURN_IF_ERROR(checked(api().comm_get_async_error(communicator.comm, &state), communicator.comm, what));
+  HVD_RETURN_IF_ERROR(checked(state, communicator.comm, what));
+  return state != nccl::kInProgress;
+}
+
+Status NcclBackend::end_with(Communicator& communicator, const Status& reason) {
+  fail_set(communicator.process_set, reason);
+  fail(communicator, reason);
+  return reason;
+}
+
 // NCCL may go on connecting in threads of its own; only then does its work lie on the stream.
 Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& communicator,
                                  const DeviceCallSettings& settings, std::string_view what) {
@@ -302,21 +319,32 @@ Task<Status> NcclBackend::settle(CollectiveContext& context, Communicator& commu
   Duration nap = kShortestNap;
   for (;;) {
     if (!communicator.failed.ok()) co_return communicator.failed;
-    nccl::Result state = nccl::kSuccess;
-    Status status = checked(api().comm_get_async_error(communicator.comm, &state), communicator.comm, what);
-    if (status.ok()) status = checked(state, communicator.comm, what);
-    if (status.ok() && state != nccl::kInProgress) co_return Status();
-    if (status.ok()) status = context.cancelled();
+    const Result<bool> settled = is_settled(communicator, what);
+    if (settled.ok() && settled.value()) co_return Status();
+    Status status = settled.ok() ? context.cancelled() : settled.status();
     if (status.ok() && loop_.now() > deadline) {
       status = Status::internal(
           fmt::format("NCCL: {}: it was still connecting after {} s (HOROVOD_START_TIMEOUT)", what,
                       std::chrono::duration_cast<std::chrono::seconds>(settings_.start_timeout).count()));
     }
-    if (!status.ok()) {
-      fail_set(communicator.process_set, status);
-      fail(communicator, status);  // it may be of a set that is no more
-      co_return status;
-    }
+    if (!status.ok()) co_return end_with(communicator, status);
+    co_await Sleep(loop_, nap, settings.priority);
+    nap = std::min(2 * nap, kLongestNap);
+  }
+}
+
+Task<Status> NcclBackend::reach(CollectiveContext& context, Communicator& communicator,
+                                const DeviceCallSettings& settings, DeviceMarkRef mark) {
+  Duration nap = kShortestNap;
+  for (;;) {
+    const Result<bool> done = devices_.runtime().query(settings.device, mark->event);
+    // Asked first, as a device goes on past what was aborted: what it has done is a result only without an error.
+    if (!communicator.failed.ok()) co_return communicator.failed;
+    const Result<bool> settled = is_settled(communicator, "a call in flight");
+    Status status = settled.ok() ? context.cancelled() : settled.status();
+    if (status.ok()) status = done.status();
+    if (!status.ok()) co_return end_with(communicator, status);
+    if (done.value()) co_return Status();
     co_await Sleep(loop_, nap, settings.priority);
     nap = std::min(2 * nap, kLongestNap);
   }

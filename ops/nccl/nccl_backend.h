@@ -1,7 +1,7 @@
-// NCCL for one rank: a communicator for each process set and the devices that its ranks use together, made at its first
-// call, watched while work is pending, and aborted when a member is lost. What goes wrong once ends the set's calls on
-// device memory for good; its calls on host memory go on.
-// Runs under the Turn.
+// NCCL for one rank: a communicator for each process set and the devices that its ranks use together, and for
+// hierarchical calls one of the ranks on this host, made at its first call, watched while work is pending, and aborted
+// when a member is lost. What goes wrong once ends the set's calls on device memory for good; its calls on host memory
+// go on. Runs under the Turn.
 #pragma once
 
 #include <chrono>
@@ -10,6 +10,8 @@
 #include <map>
 #include <memory>
 #include <string_view>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/counter.h"
@@ -29,6 +31,7 @@ class NcclBackend {
   struct Settings {
     Duration start_timeout{};
     std::size_t registered_bytes = 0;  ///< equal on all ranks: of registered memory for each set; 0: none
+    bool hierarchical = false;         ///< equal on all ranks: allreduces may be
   };
   struct Statistics {
     Counter registered_bytes;  ///< at this moment
@@ -66,7 +69,7 @@ class NcclBackend {
     std::uint16_t process_set = 0;
     nccl::Comm comm = nullptr;
     int device = -1;
-    std::shared_ptr<const std::vector<int>> ranks;  // global, ascending
+    std::shared_ptr<const std::vector<int>> ranks;  // of the set: global, ascending
     Status failed;
     std::deque<std::pair<std::uint64_t, std::weak_ptr<void>>> pending;  // calls in line, with what is kept for them
     NcclRegistered
@@ -82,7 +85,8 @@ class NcclBackend {
     DeviceMarkRef mark;
   };
 
-  using Key = std::pair<std::uint16_t, std::vector<std::int64_t>>;  // process set, devices by rank
+  // Process set, devices by rank, whether it is for hierarchical calls.
+  using Key = std::tuple<std::uint16_t, std::vector<std::int64_t>, bool>;
   const CommunicatorRef& communicator_of(const DeviceCallSettings& settings);
   std::vector<CommunicatorRef> of_set(std::uint16_t process_set) const;
   bool has_several() const;
@@ -94,6 +98,13 @@ class NcclBackend {
   LastLaunch& last_launch(int device) { return last_launches_[device]; }
   Task<Status> connect(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings);
   Task<Status> agree_on_id(CollectiveContext& context, nccl::UniqueId& id);
+  /// Whether NCCL has put everything in line that it was given; an error where the communicator has met one.
+  Result<bool> is_settled(const Communicator& communicator, std::string_view what) const;
+  /// A call's error: it ends the set's calls, and the communicator also where it is of a set that is no more.
+  Status end_with(Communicator& communicator, const Status& reason);
+  /// Until a device has come to `mark`, which is behind work of the communicator.
+  Task<Status> reach(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings,
+                     DeviceMarkRef mark);
   /// Until NCCL has put everything in line that it was given.
   Task<Status> settle(CollectiveContext& context, Communicator& communicator, const DeviceCallSettings& settings,
                       std::string_view what);

@@ -9,7 +9,6 @@
 
 #include "common/loop/sleep.h"
 #include "ops/activity.h"
-#include "ops/nccl/current_device.h"
 #include "ops/nccl/nccl_reduction.h"
 
 namespace hvd {
@@ -36,7 +35,7 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
   }
   if (!context.cancelled().ok()) co_return context.cancelled();
   if (context.size() > 1) {
-    HVD_CO_RETURN_IF_ERROR(co_await backend_.connect(context, *communicator_, settings_));
+    HVD_CO_RETURN_IF_ERROR(co_await connect(context));
   }
   if (settings_.on_producer) {
     stream_ = settings_.producer;
@@ -52,6 +51,10 @@ Task<Status> NcclCall::begin(CollectiveContext& context) {
   }
   settings_.ready.clear();
   co_return Status();
+}
+
+Task<Status> NcclCall::connect(CollectiveContext& context) {
+  return backend_.connect(context, *communicator_, settings_);
 }
 
 // Kernels of two communicators that are on a device at once may each wait for room that the other one has, in another
@@ -191,17 +194,6 @@ Status NcclCall::scale_apart(DataType dtype, double factor, std::vector<DevicePi
   return convert(conversion, scaled);
 }
 
-template <typename Body>
-Status NcclCall::in_group(std::string_view what, Body body) {
-  HVD_RETURN_IF_ERROR(communicator_->failed);  // while the call waited for something else
-  const CurrentDevice current(runtime(), settings_.device);
-  HVD_RETURN_IF_ERROR(current.status());
-  HVD_RETURN_IF_ERROR(checked(api().group_start(), what));
-  const Status issued = body();
-  const Status ended = checked(api().group_end(), what);  // also when something in it failed
-  return issued.ok() ? ended : issued;
-}
-
 // ---- collectives ----------------------------------------------------------------------------------------------------
 
 Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, std::size_t count, DataType dtype,
@@ -211,6 +203,12 @@ Status NcclCall::all_reduce_in_line(const std::byte* input, std::byte* output, s
   const CurrentDevice current(runtime(), settings_.device);
   HVD_RETURN_IF_ERROR(current.status());
   return checked(api().all_reduce(input, output, count, reduction.type, reduction.op, comm(), stream_), "allreduce");
+}
+
+Task<Status> NcclCall::reduce(CollectiveContext& context, const AllreduceCall& call, AllreduceTensor whole) {
+  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
+  HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(whole.input, whole.output, whole.count, call.dtype, call.reduce_op));
+  co_return co_await settle(context, "allreduce");
 }
 
 Task<Status> NcclCall::allreduce(CollectiveContext& context, AllreduceCall call) {
@@ -248,19 +246,17 @@ Status NcclCall::allreduce_alone(const AllreduceCall& call) {
 
 // Straight from the caller's memory into the caller's memory.
 Task<Status> NcclCall::allreduce_one(CollectiveContext& context, const AllreduceCall& call) {
-  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
   const AllreduceTensor& tensor = call.tensors.front();
-  const std::byte* input = tensor.input;
+  AllreduceTensor whole = tensor;
   if (tensor.count == 0) co_return Status();
   if (call.prescale != 1.0) {
-    const std::array whole{DevicePiece{input, tensor.output, tensor.count}};
+    const std::array piece{DevicePiece{tensor.input, tensor.output, tensor.count}};
     DeviceConversion conversion{call.dtype, call.dtype};
     conversion.factor = call.prescale;
-    HVD_CO_RETURN_IF_ERROR(convert(conversion, whole));
-    input = tensor.output;
+    HVD_CO_RETURN_IF_ERROR(convert(conversion, piece));
+    whole.input = tensor.output;
   }
-  HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(input, tensor.output, tensor.count, call.dtype, call.reduce_op));
-  HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
+  HVD_CO_RETURN_IF_ERROR(co_await reduce(context, call, whole));
   const int divisor = call.reduce_op == ReduceOp::kAverage ? context.size() : 1;
   co_return scale(tensor.output, call.dtype, tensor.count, divisor, call.postscale);
 }
@@ -276,7 +272,8 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
   // Registered memory is for calls that are packed on all ranks: who stands in packs a single tensor that others use as
   // it lies. A graph would keep it for good.
   const bool all_pack = call.tensors.size() > 1 || reduction.as != call.dtype;
-  bool registered = all_pack && !settings_.captured && bytes <= backend_.settings_.registered_bytes;
+  bool registered =
+      all_pack && uses_registered() && !settings_.captured && bytes <= backend_.settings_.registered_bytes;
   if (registered) {
     HVD_CO_RETURN_IF_ERROR(co_await backend_.share_registered(context, *communicator_, settings_));
     registered = communicator_->registered.block != nullptr;
@@ -302,9 +299,8 @@ Task<Status> NcclCall::allreduce_packed(CollectiveContext& context, const Allred
     HVD_CO_RETURN_IF_ERROR(scale_apart(call.dtype, call.prescale, in));
   }
   HVD_CO_RETURN_IF_ERROR(convert(packing, in));
-  const Activity moving(context.activities(), ActivityKind::kCommunicate, "nccl");
-  HVD_CO_RETURN_IF_ERROR(all_reduce_in_line(*buffer, *buffer, bytes / element, call.dtype, call.reduce_op));
-  HVD_CO_RETURN_IF_ERROR(co_await settle(context, "allreduce"));
+  const AllreduceTensor whole{*buffer, *buffer, bytes / element};
+  HVD_CO_RETURN_IF_ERROR(co_await reduce(context, call, whole));
   std::vector<DevicePiece> results;
   for (const DevicePiece& piece : out) results.push_back({piece.to, piece.to, piece.count});
   DeviceConversion unpacking{reduction.as, call.dtype};

@@ -85,6 +85,7 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   const Variable p("HOROVOD_TIMELINE", "/tmp/t.json");
   const Variable q("HOROVOD_TIMELINE_MARK_CYCLES", "1");
   const Variable r("HOROVOD_PULL_FROM_BYTES", "4321");
+  const Variable s("HOROVOD_HIERARCHICAL_ALLREDUCE", "1");
   const Options options = read();
   EXPECT_EQ(options.fusion_threshold_bytes, 0u);
   EXPECT_EQ(options.fusion_copy_limit_bytes, 1234u);
@@ -104,6 +105,7 @@ TEST_F(EnvOptions, EachVariableSetsItsField) {
   EXPECT_EQ(options.fault, "kill@segment_send#17:rank=3");
   EXPECT_EQ(options.timeline, "/tmp/t.json");
   EXPECT_TRUE(options.timeline_mark_cycles);
+  EXPECT_TRUE(options.hierarchical_allreduce);
 }
 
 TEST_F(EnvOptions, WhatCarriesDeviceMemoryTakesHorovodsSpellings) {
@@ -135,6 +137,7 @@ TEST_F(EnvOptions, JunkIsRefusedWithVariableValueAndRange) {
   EXPECT_NE(refusal_of("HOROVOD_LOG_LEVEL", "loud").find("trace, debug, info"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_TRANSPORT", "pigeon").find("auto, shm, mpi, tcp"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_DYNAMIC_PROCESS_SETS", "yes").find("0 or 1"), std::string::npos);
+  EXPECT_NE(refusal_of("HOROVOD_HIERARCHICAL_ALLREDUCE", "on").find("0 or 1"), std::string::npos);
   EXPECT_NE(refusal_of("HOROVOD_TIMELINE_MARK_CYCLES", "often").find("0 or 1"), std::string::npos);
   EXPECT_EQ(refusal_of("HOROVOD_FAULT", "drop@control_send,boom@x:rank=3"),
             "HOROVOD_FAULT='drop@control_send,boom@x:rank=3' cannot be used: it has to be a list of faults "
@@ -173,6 +176,7 @@ TEST_F(EnvOptions, AChangedAgreedSettingShowsInTheHandshake) {
   changed.transport = "tcp";
   changed.gpu_operations = "host";
   changed.nccl_registered_bytes += 1;
+  changed.hierarchical_allreduce = true;
   const std::vector<Setting> after = agreed_settings(changed);
   ASSERT_EQ(before.size(), after.size());
   for (std::size_t i = 0; i < before.size(); ++i) EXPECT_NE(before[i].value, after[i].value) << before[i].name;

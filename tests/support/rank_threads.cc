@@ -2,17 +2,19 @@
 
 #include <numeric>
 #include <thread>
+#include <utility>
 
 #include "common/check.h"
 
 namespace hvd::testing {
 namespace {
 
-MembershipRef everyone(int size) {
+MembershipRef everyone(int size, std::vector<int> hosts) {
   auto membership = std::make_shared<Membership>();
   membership->ranks.resize(static_cast<std::size_t>(size));
   std::iota(membership->ranks.begin(), membership->ranks.end(), 0);
-  membership->hosts.assign(static_cast<std::size_t>(size), 0);
+  if (hosts.empty()) hosts.assign(static_cast<std::size_t>(size), 0);
+  membership->hosts = std::move(hosts);
   return membership;
 }
 
@@ -41,7 +43,7 @@ TestRank::TestRank(InprocNetwork& network, int rank, Settings settings) {
   }
   fabric->share_blocks(network.slot_bytes());
   Runtime::Settings runtime_settings;
-  runtime_settings.everyone = everyone(network.size());
+  runtime_settings.everyone = everyone(network.size(), std::move(settings.hosts));
   runtime_settings.process_sets = std::move(settings.process_sets);
   runtime_settings.options = settings.options;
   runtime_settings.fault = settings.fault;

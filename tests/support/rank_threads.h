@@ -18,6 +18,7 @@ class TestRank {
   struct Settings {
     Options options;
     std::vector<std::vector<int>> process_sets;
+    std::vector<int> hosts;  ///< of each rank; empty: one host
     FaultHook* fault = nullptr;
     DeviceSource* devices = nullptr;
     std::string timeline;  ///< path, with {rank} in it for all ranks; empty: none from the start

@@ -30,6 +30,7 @@ struct Options {
   std::string transport = "auto";         ///< agreed: auto, tcp, shm or mpi for bulk data
   std::string gpu_operations = "nccl";    ///< agreed: what carries device memory: nccl, or host (through host memory)
   std::size_t nccl_registered_bytes = 0;  ///< agreed: of each set, for fused calls; 0: none
+  bool hierarchical_allreduce = false;    ///< agreed: of device memory: NCCL within hosts, host transports between
   std::string timeline;                   ///< file of the timeline; empty or DYNAMIC: none from the start
   bool timeline_mark_cycles = false;
   std::string fault;  ///< see common/fault.h

@@ -170,7 +170,7 @@ def test_init_does_not_warn_of_what_is_read_or_off_anyway(monkeypatch: pytest.Mo
     read = [code(cells[0]) for cells in rows_below("| variable | here |")]
     read += ["HOROVOD_MPI_LIBRARY", "HOROVOD_NCCL_LIBRARY", "HOROVOD_ELASTIC", "HOROVOD_RANK", "HOROVOD_SIZE"]
     assert warned_of(monkeypatch, dict.fromkeys(read, "1")) == []
-    off = ["HOROVOD_AUTOTUNE", "HOROVOD_HIERARCHICAL_ALLREDUCE", "HOROVOD_ENABLE_XLA_OPS", "HOROVOD_TORUS_ALLREDUCE"]
+    off = ["HOROVOD_AUTOTUNE", "HOROVOD_HIERARCHICAL_ALLGATHER", "HOROVOD_ENABLE_XLA_OPS", "HOROVOD_TORUS_ALLREDUCE"]
     assert warned_of(monkeypatch, dict.fromkeys(off, "0")) == []
     assert warned_of(monkeypatch, {"HOROVOD_AUTOTUNE": "0", "HOROVOD_AUTOTUNE_LOG": "a", "HOROVOD_GPU": "0"}) == [
         "HOROVOD_AUTOTUNE_LOG",
