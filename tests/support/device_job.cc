@@ -1,18 +1,8 @@
 #include "tests/support/device_job.h"
 
-#include <cstdio>
-#include <random>
-
 namespace hvd::testing {
 
 using namespace std::chrono_literals;
-
-std::uint64_t seed_of_this_run() {
-  int seed = GTEST_FLAG_GET(random_seed);
-  if (seed == 0) seed = static_cast<int>(std::random_device()() % 99'999 + 1);
-  std::printf("seed: --gtest_random_seed=%d\n", seed);
-  return static_cast<std::uint64_t>(seed);
-}
 
 std::vector<std::byte> elements(DataType dtype, std::size_t count, int rank) {
   std::vector<std::byte> bytes(count * size_of(dtype));

@@ -17,12 +17,10 @@
 
 #include "tests/support/fake_device.h"
 #include "tests/support/fake_nccl.h"
+#include "tests/support/random_seed.h"
 #include "tests/support/rank_threads.h"
 
 namespace hvd::testing {
-
-/// That of --gtest_random_seed, or a new one; told, so that a run can be made again.
-std::uint64_t seed_of_this_run();
 
 class FakeSource final : public DeviceSource {
  public:
