@@ -64,6 +64,20 @@ Status allreduce_once(DeviceRank& rank, const std::string& name, std::size_t cou
   return {};
 }
 
+Status allreduce_int16(DeviceRank& rank, const std::string& name, std::size_t count, ProcessSetId set, int members) {
+  const auto own = static_cast<std::int16_t>(rank.rank() + 1);
+  std::int16_t* const place = rank.produce(std::vector<std::int16_t>(count, own));
+  TensorEntry entry =
+      rank.entry(OpKind::kAllreduce, name, DataType::kInt16, {static_cast<std::int64_t>(count)}, place, place);
+  entry.request.key.process_set = set;
+  const Status status = rank.run(std::move(entry));
+  if (!status.ok()) return status;
+  if (members == 0) members = rank.hvd->size();
+  const auto total = static_cast<std::int16_t>(members * (members + 1) / 2);
+  EXPECT_EQ(rank.consume<std::int16_t>(place, count), std::vector<std::int16_t>(count, total)) << name;
+  return status;
+}
+
 void expect_host_works(DeviceRank& rank, const std::string& name) {
   std::vector<float> values(3, 1.0f);
   const Status status = rank.hvd->allreduce(name, values, values);

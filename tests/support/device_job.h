@@ -215,6 +215,10 @@ std::vector<std::byte> on_host(DeviceRank& rank, TensorEntry entry, std::size_t 
 
 /// A sum of ones, with its result looked at.
 Status allreduce_once(DeviceRank& rank, const std::string& name, std::size_t count = 7);
+/// NCCL takes int16 as int32, so even one tensor goes through memory of the engine, on all ranks. Each gives its rank +
+/// 1; of a set: `members` ranks from 0 on.
+Status allreduce_int16(DeviceRank& rank, const std::string& name, std::size_t count = 5, ProcessSetId set = 0,
+                       int members = 0);
 void expect_host_works(DeviceRank& rank, const std::string& name);
 void expect_all_communicators_end(DeviceJob& job);
 
