@@ -1,6 +1,7 @@
 """The C ABI of libhorovod_cpp.so (``horovod_cpp/c_api.h``) for Python."""
 
 from collections.abc import Sequence
+from typing import Any
 
 class Error(RuntimeError):
     """A failed call; ``code`` is its ``hvd_code``."""
@@ -172,6 +173,30 @@ def enqueue_plain(
     /,
 ) -> Handle | None:
     """As `enqueue`, for tensors that lie in host memory as they are; None for others. Does not block."""
+
+class InPlace:
+    """An allreduce in place, in flight. Once it is gone, what is in flight goes on."""
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> Any:
+        """Block until done and return the tensor; raise `Error` if it failed. Ctrl-C ends the wait alone."""
+
+def start_in_place(
+    tensor: object,
+    name: str | None,
+    op: int | None,
+    prescale: float,
+    postscale: float,
+    process_set: object,
+    caller_waits: bool,
+    /,
+) -> InPlace | None:
+    """Hand a tensor over for an allreduce in place, on behalf of the caller of this package. Does not block.
+
+    None where anything is out of the ordinary, be it a mistake or a tensor that does not lie in host memory as it is.
+    """
 
 def prepare_allreduce(
     name: str,

@@ -38,6 +38,10 @@ void set_python_error() noexcept;
 /// Adds a function of C, which costs less to call than one of pybind11. `method` has to stay.
 void add_function(pybind11::module_& module, PyMethodDef& method);
 
+/// (file, line) of the first caller in Python outside this package and what skip_folder named, (None, 0) where there is
+/// none; a new reference. nullptr, and Python's error, without memory.
+PyObject* caller_of_package();
+
 /// True in a process that was forked from an initialised one. The engine's threads are not there, its locks may be
 /// held for ever: nothing of the C ABI may be called. Any thread, GIL or not.
 bool used_after_fork();
@@ -52,6 +56,7 @@ void bind_call_site(pybind11::module_& module);
 void bind_lifecycle(pybind11::module_& module);
 void bind_process_sets(pybind11::module_& module);
 void bind_operations(pybind11::module_& module);
+void bind_in_place(pybind11::module_& module);
 void bind_prepared(pybind11::module_& module);
 void bind_statistics(pybind11::module_& module);
 void bind_timeline(pybind11::module_& module);

@@ -85,7 +85,15 @@ KnownPlaces& known_places() {
 }
 
 // In place of a pybind11 function, whose dispatch costs more than the walk.
-PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) {
+PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) { return caller_of_package(); }
+
+PyMethodDef call_site_method = {
+    "call_site", call_site, METH_NOARGS,
+    "File and line of the first caller outside the skipped folders; (None, 0) if there is none."};
+
+}  // namespace
+
+PyObject* caller_of_package() {
   auto frame =
       py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyThreadState_GetFrame(PyThreadState_Get())));
   while (frame) {
@@ -110,12 +118,6 @@ PyObject* call_site(PyObject* /*module*/, PyObject* /*unused*/) {
   }
   return Py_BuildValue("(Oi)", Py_None, 0);
 }
-
-PyMethodDef call_site_method = {
-    "call_site", call_site, METH_NOARGS,
-    "File and line of the first caller outside the skipped folders; (None, 0) if there is none."};
-
-}  // namespace
 
 void bind_call_site(py::module_& module) {
   add_function(module, call_site_method);

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   hvd::bindings::bind_lifecycle(module);
   hvd::bindings::bind_process_sets(module);
   hvd::bindings::bind_operations(module);
+  hvd::bindings::bind_in_place(module);
   hvd::bindings::bind_prepared(module);
   hvd::bindings::bind_statistics(module);
   hvd::bindings::bind_timeline(module);

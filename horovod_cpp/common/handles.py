@@ -9,7 +9,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from horovod_cpp import _core
 from horovod_cpp.common import basics
+from horovod_cpp.common.exceptions import HorovodInternalError
 
 
 class Waitable(Protocol):
@@ -19,7 +21,7 @@ class Waitable(Protocol):
         """Whether `wait` would return at once."""
 
     def wait(self) -> Any:
-        """Block until it is done and return its result."""
+        """Block until it is done and return its result. Raises HorovodInternalError or `_core.Error` if it failed."""
 
 
 # What is called with the result of a wait, if anything.
@@ -59,6 +61,8 @@ def synchronize(handle: int) -> Any:
     pending, afterwards = known
     try:
         result = pending.wait()
+    except _core.Error as error:
+        raise HorovodInternalError(str(error)) from None
     except KeyboardInterrupt:
         _handles[handle] = known
         raise

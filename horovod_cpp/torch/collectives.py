@@ -20,6 +20,7 @@ import torch
 from horovod_cpp import _core
 from horovod_cpp.common import basics, mistakes
 from horovod_cpp.common.call_site import CallSite, call_site
+from horovod_cpp.common.exceptions import HorovodInternalError
 from horovod_cpp.common.handles import register
 from horovod_cpp.common.process_sets import ProcessSet, global_process_set
 from horovod_cpp.torch import operations
@@ -31,6 +32,8 @@ Adasum = _core.ADASUM
 Min = _core.MIN
 Max = _core.MAX
 Product = _core.PRODUCT
+
+_start_in_place = _core.start_in_place
 
 
 def _mark_changed(tensor: torch.Tensor) -> None:
@@ -171,6 +174,15 @@ def allreduce_(
 
     As with in-place functions of torch, a backward pass that needs the values of before is an error.
     """
+    if average is None:
+        started = _start_in_place(tensor, name, op, prescale_factor, postscale_factor, process_set, True)
+        if started is not None:
+            operations.mark_changed((tensor,))
+            try:
+                started.wait()
+            except _core.Error as error:
+                raise HorovodInternalError(str(error)) from None
+            return tensor
     op = resolve_reduce_op(op, average, name)
     pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site(), caller_waits=True
@@ -189,6 +201,10 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> int:
     """Start a reduction of `tensor` in place. Does not block. Returns: a handle for `poll` and `synchronize`."""
+    if average is None:
+        started = _start_in_place(tensor, name, op, prescale_factor, postscale_factor, process_set, False)
+        if started is not None:
+            return register(started, _mark_changed)
     op = resolve_reduce_op(op, average, name)
     pending = operations.start_allreduce(
         tensor, True, name, op, prescale_factor, postscale_factor, process_set, call_site()

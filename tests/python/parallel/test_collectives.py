@@ -24,6 +24,7 @@ from reference import (
 )
 
 import horovod_cpp.torch as hvd
+from horovod_cpp import _core
 
 
 def own(inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -405,3 +406,52 @@ def test_an_operation_out_of_place_changes_nothing_for_backward() -> None:
     hvd.synchronize(hvd.allreduce_async(saved))
     product.sum().backward()
     assert leaf.grad.tolist() == [8.0] * 3
+
+
+def started_in_place(**given: object) -> _core.InPlace | None:
+    arguments = {"tensor": torch.ones(3), "name": "short", "op": hvd.Sum, "prescale": 1.0, "postscale": 1.0}
+    arguments |= {"process_set": hvd.global_process_set, "caller_waits": False} | given
+    return _core.start_in_place(*arguments.values())
+
+
+def test_what_is_in_flight_in_place_has_its_tensor_until_it_is_gone() -> None:
+    tensor = torch.ones(3)
+    started = started_in_place(tensor=tensor)
+    assert started is not None
+    assert started.wait() is tensor and started.wait() is tensor and started.done()
+    assert tensor.tolist() == [hvd.size()] * 3
+    tensor.loop = started  # what keeps itself alive is found by the garbage collector
+    watched = weakref.ref(tensor)
+    del tensor, started
+    hvd.barrier()  # the library lets go of what it was given in a later call
+    gc.collect()
+    assert watched() is None
+    for i in range(3):
+        assert started_in_place(name=f"dropped {i}") is not None  # it goes on
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tensor": [1.0]},
+        {"tensor": torch.ones(2, 3).t()},
+        {"tensor": torch.ones(1).expand(3)},
+        {"tensor": torch.tensor([1 + 2j]).conj().imag},
+        {"tensor": torch.ones(2, dtype=torch.complex64).conj()},
+        {"name": 7},
+        {"name": "a\0b"},
+        {"op": 9},
+        {"op": True},
+        {"op": "Sum"},
+        {"prescale": 2},
+        {"postscale": None},
+        {"process_set": None},
+        {"process_set": hvd.ProcessSet([0])},
+    ],
+    ids=str,
+)
+def test_what_is_out_of_the_ordinary_goes_the_long_way(given: dict[str, object]) -> None:
+    assert started_in_place(**given) is None
+    started = started_in_place()
+    assert started is not None, "nothing is left in flight, nor an error"
+    started.wait()
