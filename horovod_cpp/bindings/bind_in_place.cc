@@ -212,6 +212,7 @@ void bind_in_place(py::module_& module) {
   PyObject* const type = PyType_FromSpec(&spec);
   if (type == nullptr) throw py::error_already_set();
   in_place_type = reinterpret_cast<PyTypeObject*>(type);
+  in_place_type->tp_new = nullptr;  // Python cannot make one that is nothing in flight
   module.add_object("InPlace", type);
   add_function(module, start_method);
 }

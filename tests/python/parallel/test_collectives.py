@@ -419,6 +419,8 @@ def test_what_is_in_flight_in_place_has_its_tensor_until_it_is_gone() -> None:
     started = started_in_place(tensor=tensor)
     assert started is not None
     assert started.wait() is tensor and started.wait() is tensor and started.done()
+    with pytest.raises(TypeError, match="cannot create"):
+        type(started)()
     assert tensor.tolist() == [hvd.size()] * 3
     tensor.loop = started  # what keeps itself alive is found by the garbage collector
     watched = weakref.ref(tensor)
